@@ -1,0 +1,206 @@
+"""What lets the 2023 OpenMMLab stack run on today's PyTorch.
+
+MMRazor 1.0.0 was released for PyTorch 1.13 and MMEngine 0.10.7 for PyTorch
+2.1. Every function here mends one break, looks first whether the break is
+there, and does nothing where it is not. :func:`apply` runs them in order when
+``mmcakd`` is imported; nothing is forked and no file on disk is changed.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+
+import torch
+from mmengine.utils import digit_version
+
+#: Versions this release supports: ``lower <= installed < upper``.
+SUPPORTED = dict(
+    torch=('2.1.0', '2.14.0'),
+    mmengine=('0.10.4', '0.11.0'),
+    mmcv=('2.0.0', '2.2.0'),
+    mmpretrain=('1.2.0', '1.3.0'),
+    mmrazor=('1.0.0', '1.1.0'),
+)
+
+
+def check_versions() -> None:
+    """Check that the installed packages lie in the supported window.
+
+    Raises:
+        ImportError: A package of :data:`SUPPORTED` is missing or outside its
+            window. The message names the version to install.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    for name, (lower, upper) in SUPPORTED.items():
+        candidates = ('mmcv', 'mmcv-lite') if name == 'mmcv' else (name,)
+        for candidate in candidates:
+            try:
+                installed = version(candidate)
+                break
+            except PackageNotFoundError:
+                continue
+        else:
+            raise ImportError(
+                f'mmcakd needs {" or ".join(candidates)} >={lower}, <{upper}, '
+                f'which is not installed: pip install '
+                f'"{candidates[-1]}>={lower},<{upper}"'
+            )
+        # A local suffix such as "+cpu" says how it was built, not which it is.
+        if not (
+            digit_version(lower)
+            <= digit_version(installed.split('+')[0])
+            < digit_version(upper)
+        ):
+            raise ImportError(
+                f'mmcakd supports {candidate} >={lower}, <{upper}, but '
+                f'{installed} is installed: pip install '
+                f'"{candidate}>={lower},<{upper}"'
+            )
+
+
+def declare_torchvision_ops() -> None:
+    """Declare ``torchvision::nms`` and ``qnms`` when torchvision cannot.
+
+    The published torchvision wheel is built for CUDA. Beside a CPU build of
+    torch its compiled operators do not load, and ``import torchvision`` fails
+    while it registers shape functions for operators that do not exist.
+    Declaring their schemas is enough: no image transform calls them, and
+    calling them still raises a clear "no kernel" error.
+
+    Unnecessary once torchvision guards these registrations.
+    """
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    if 'torchvision' in sys.modules:
+        return
+    spec = find_spec('torchvision')
+    if spec is None or spec.origin is None:
+        return
+    for library in Path(spec.origin).parent.glob('_C*.so'):
+        try:
+            torch.ops.load_library(str(library))
+            return
+        except OSError:
+            continue
+    schema = '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'
+    library = torch.library.Library('torchvision', 'FRAGMENT')
+    for operator in ('nms', 'qnms'):
+        if not hasattr(torch.ops.torchvision, operator):
+            library.define(operator + schema)
+    # A library's definitions live as long as the object.
+    declare_torchvision_ops.library = library  # type: ignore[attr-defined]
+
+
+def stub_quantization_backends() -> None:
+    """Stand in for MMRazor's quantization backend tables.
+
+    ``mmrazor.models`` imports them although only its quantizers use them, and
+    they import ``reverse2``, ``reverse3`` and ``reverse_sequential_wrapper2``,
+    which PyTorch removed in 2.0. The stand-in raises only when a quantizer
+    asks for a backend.
+
+    Unnecessary once MMRazor supports PyTorch 2.
+    """
+    from torch.ao.quantization import fuser_method_mappings
+
+    name = 'mmrazor.structures.quantization.backend_config'
+    if hasattr(fuser_method_mappings, 'reverse2') or name in sys.modules:
+        return
+
+    def unavailable(*args, **kwargs):
+        raise RuntimeError(
+            "MMRazor's quantization backends need torch < 2.0; distillation "
+            'does not use them'
+        )
+
+    class UnavailableBackends(dict):
+        __missing__ = unavailable
+
+    stub = ModuleType(name, 'Stand-in made by mmcakd.compat.')
+    stub.BackendConfigs = UnavailableBackends()
+    for backend in ('native', 'academic', 'openvino', 'tensorrt'):
+        for suffix in ('', '_dict'):
+            setattr(stub, f'get_{backend}_backend_config{suffix}', unavailable)
+    stub.__all__ = [key for key in vars(stub) if not key.startswith('__')]
+    sys.modules[name] = stub
+
+
+def see_plain_dicts_of_modules() -> None:
+    """Let MMRazor switch off in-place activations again.
+
+    ``BaseAlgorithm.set_module_inplace_false`` walks ``nn.Module._modules`` and
+    descends only into an ``OrderedDict``. PyTorch made ``_modules`` a plain
+    dict in 2.5, so the walk ends at once and, without a word, a feature
+    recorded before a ReLU is overwritten by it.
+
+    Unnecessary once MMRazor walks ``nn.Module.modules()``.
+    """
+    base = importlib.import_module('mmrazor.models.algorithms.base')
+    if not isinstance(torch.nn.Module()._modules, base.OrderedDict):
+        base.OrderedDict = dict
+
+
+def trust_mmengine_checkpoints() -> None:
+    """Allow what MMEngine itself writes into a checkpoint.
+
+    Since PyTorch 2.6 ``torch.load`` unpickles only tensors and allow-listed
+    classes. MMEngine's message hub stores ``HistoryBuffer`` objects with
+    numpy arrays in them, so that resuming fails. These classes hold numbers
+    only: code in a hostile file is still refused.
+
+    Unnecessary once MMEngine registers them itself.
+    """
+    if not hasattr(torch.serialization, 'add_safe_globals'):
+        return
+    import numpy as np
+    from mmengine.logging import HistoryBuffer
+
+    # Asked of numpy itself: their home moved from numpy.core to numpy._core.
+    rebuild_array = np.empty(0).__reduce__()[0]
+    rebuild_scalar = np.float64().__reduce__()[0]
+    dtypes = {type(np.dtype(t)) for t in (bool, 'i4', 'i8', 'u8', 'f4', 'f8')}
+    torch.serialization.add_safe_globals(
+        [HistoryBuffer, np.ndarray, np.dtype, *dtypes]
+        # A file spells the names as the numpy that wrote it did.
+        + [
+            (function, f'numpy.{package}.multiarray.{function.__name__}')
+            for function in (rebuild_array, rebuild_scalar)
+            for package in ('core', '_core')
+        ]
+    )
+
+
+def give_soft_target_loss_its_criterion() -> None:
+    """Give ``mmrazor.KDSoftCELoss`` MMPretrain's soft cross-entropy.
+
+    MMRazor looks for it in ``mmcls``, the former name of MMPretrain, and puts
+    a placeholder in its place that fails when the loss is called.
+
+    Unnecessary once MMRazor imports it from MMPretrain.
+    """
+    module = importlib.import_module('mmrazor.models.losses.kd_soft_ce_loss')
+    if module.soft_cross_entropy.__name__ == 'PlaceHolder':
+        from mmpretrain.models.losses.cross_entropy_loss import (
+            soft_cross_entropy,
+        )
+
+        module.soft_cross_entropy = soft_cross_entropy
+
+
+#: In the order they are applied: the first ones make later imports possible.
+FIXES = (
+    declare_torchvision_ops,
+    stub_quantization_backends,
+    trust_mmengine_checkpoints,
+    see_plain_dicts_of_modules,
+    give_soft_target_loss_its_criterion,
+)
+
+
+def apply() -> None:
+    """Check the versions, then apply every fix that is needed."""
+    check_versions()
+    for fix in FIXES:
+        fix()

@@ -1,0 +1,3 @@
+from .seed_by_epoch_hook import SeedByEpochHook
+
+__all__ = ['SeedByEpochHook']

@@ -1,0 +1,33 @@
+"""Several processes without an accelerator."""
+
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.device import get_device
+
+
+def prepare_cpu_launcher(cfg: Config) -> None:
+    """Make a config with a launcher run on processors.
+
+    MMEngine's ``init_dist`` asks for a CUDA device and its wrapper hands one
+    to DDP. Where there is none, start the gloo backend before the Runner
+    does, and wrap the model without a device. Nothing is done with an
+    accelerator or without a launcher.
+
+    Args:
+        cfg (Config): Changed in place. ``launcher`` is its only key that
+            matters; ``torchrun`` has to have set the environment.
+    """
+    if cfg.get('launcher', 'none') == 'none' or get_device() != 'cpu':
+        return
+    if not dist.is_initialized():
+        dist.init_process_group('gloo')
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    cfg.model_wrapper_cfg = {
+        **wrapper,
+        **(cfg.get('model_wrapper_cfg') or {}),
+        'device_ids': None,
+    }

@@ -1,0 +1,308 @@
+"""Distillation from one frozen teacher of any architecture."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel
+from mmrazor.models.algorithms import SingleTeacherDistill
+from mmrazor.models.utils import add_prefix
+from torch import nn
+
+from mmcakd.registry import MODELS
+from ..connectors import BaseConnector
+from ..distillers import CrossArchDistiller
+from ..stages import find_backbone
+from ..teachers import Teacher, build_model, load_weights
+
+Size = int | tuple[int, int]
+
+
+@MODELS.register_module()
+class CrossArchDistill(SingleTeacherDistill):
+    """MMRazor's ``SingleTeacherDistill`` for teachers of any architecture.
+
+    What differs from MMRazor's:
+
+    - the teacher is a :class:`mmcakd.models.teachers.Teacher`: in eval mode,
+      run once a step without head loss, with its own normalisation, input
+      size and precision, and in no checkpoint, EMA copy, optimizer or DDP
+      bucket;
+    - connectors read channel counts and grids from the two models, and every
+      loss is tried on an example before training starts;
+    - MixUp and CutMix of the student's ``train_cfg`` are applied, once, and
+      both models see the mixed batch.
+
+    Checkpoints hold the student as ``architecture.*`` and the connectors as
+    ``distiller.*``; ``tools/model_converters/export_student.py`` makes a
+    plain checkpoint.
+
+    Args:
+        architecture (dict | str | BaseModel): The student; see
+            :func:`mmcakd.models.teachers.build_model`.
+        teacher (dict | str | BaseModel): The teacher, likewise.
+        distiller (dict): Config of a
+            :class:`mmcakd.models.distillers.CrossArchDistiller`.
+        teacher_ckpt (str, optional): File or URL of the teacher's weights;
+            they have to fit without a missing or unexpected key.
+        teacher_ckpt_ignore (Sequence[str]): Regular expressions of keys that
+            may not fit. Defaults to none.
+        input_size (int | tuple[int, int], optional): Size ``(H, W)`` of the
+            training images, with which the models are read. Defaults to the
+            ``img_size`` of the student's backbone, else of the teacher's.
+        student_loss_weight (float): Factor on the student's own losses.
+            Defaults to 1.
+        teacher_mode (str): ``'eval'`` or ``'train'``; see :class:`Teacher`.
+        teacher_input_size (int | tuple[int, int], optional): See
+            :class:`Teacher`. Defaults to the student's size.
+        teacher_precision (str, optional): See :class:`Teacher`. Defaults to
+            the student's.
+        teacher_channels_last (bool): See :class:`Teacher`.
+        teacher_compile (bool): See :class:`Teacher`.
+        data_preprocessor (dict | nn.Module, optional): Used for the student
+            unless its config has one.
+        **kwargs: Other arguments of ``SingleTeacherDistill``.
+
+    Raises:
+        ValueError: No teacher or student; a trainable teacher; a distiller
+            whose parts do not fit the two models.
+        RuntimeError: A checkpoint that does not load or does not fit.
+
+    Examples:
+        >>> import torch
+        >>> from mmcakd.models.algorithms import CrossArchDistill
+        >>> logits = dict(logits=dict(type='mmcakd.Logits'))
+        >>> model = CrossArchDistill(
+        ...     architecture='mmpretrain::resnet/resnet18_8xb32_in1k.py',
+        ...     teacher='mmpretrain::vision_transformer/'
+        ...             'vit-base-p16_32xb128-mae_in1k.py',
+        ...     distiller=dict(
+        ...         type='mmcakd.CrossArchDistiller',
+        ...         student_recorders=logits,
+        ...         teacher_recorders=logits,
+        ...         distill_losses=dict(
+        ...             loss_kd=dict(type='mmcakd.SoftTargetLoss')),
+        ...         loss_forward_mappings=dict(loss_kd=dict(
+        ...             student=dict(recorder='logits', from_student=True),
+        ...             teacher=dict(recorder='logits', from_student=False))))
+        ... )
+        >>> any('teacher' in key for key in model.state_dict())
+        False
+    """
+
+    def __init__(
+        self,
+        architecture: BaseModel | dict | str | None = None,
+        teacher: BaseModel | dict | str | None = None,
+        distiller: dict | None = None,
+        teacher_ckpt: str | None = None,
+        teacher_ckpt_ignore: Sequence[str] = (),
+        input_size: Size | None = None,
+        student_loss_weight: float = 1.0,
+        teacher_mode: str = 'eval',
+        teacher_input_size: Size | None = None,
+        teacher_precision: str | None = None,
+        teacher_channels_last: bool = False,
+        teacher_compile: bool = False,
+        data_preprocessor: dict | nn.Module | None = None,
+        **kwargs,
+    ) -> None:
+        if kwargs.pop('teacher_trainable', False):
+            raise ValueError(
+                'the teacher of CrossArchDistill is frozen; to train it too, '
+                'use mmrazor.SingleTeacherDistill'
+            )
+        if not distiller:
+            raise ValueError('no distiller is given; set model.distiller')
+        teacher = build_model(teacher, 'teacher')
+        if teacher_ckpt:
+            load_weights(teacher, teacher_ckpt, teacher_ckpt_ignore)
+        if isinstance(data_preprocessor, dict):
+            data_preprocessor = copy.deepcopy(data_preprocessor)
+            architecture = build_model(
+                architecture, 'student', data_preprocessor
+            )
+            # Its preprocessor carries the batch augmentations of train_cfg.
+            data_preprocessor = None
+        else:
+            architecture = build_model(architecture, 'student')
+
+        super().__init__(
+            architecture=architecture,
+            teacher=teacher,
+            distiller={'type': 'mmcakd.CrossArchDistiller', **distiller},
+            data_preprocessor=data_preprocessor,
+            **kwargs,
+        )
+        if not isinstance(self.distiller, CrossArchDistiller):
+            raise ValueError(
+                f'the distiller is a {type(self.distiller).__name__}; take '
+                "type='mmcakd.CrossArchDistiller', which accepts the same "
+                'arguments'
+            )
+        # MMRazor registers the teacher as a submodule; as a plain attribute
+        # it stays out of everything that is saved, copied or trained.
+        del self.teacher
+        teacher = Teacher(
+            teacher,
+            teacher_mode,
+            teacher_input_size,
+            teacher_precision,
+            teacher_channels_last,
+            teacher_compile,
+        )
+        object.__setattr__(self, 'teacher', teacher)
+        self.teacher.adapt_to(self.data_preprocessor)
+        self.student_loss_weight = student_loss_weight
+        self._prepare_distiller(input_size)
+
+    def _prepare_distiller(self, input_size: Size | None) -> None:
+        """Let the distiller read both models at the training size."""
+        own = [
+            module
+            for module in self.distiller.modules()
+            if type(module).__module__.startswith('mmcakd.')
+        ]
+        size = self._find_input_size(input_size)
+        if size is None:
+            if any(isinstance(module, BaseConnector) for module in own):
+                raise ValueError(
+                    'the connectors read widths and grids from the models; '
+                    'set model.input_size to the size of the training images'
+                )
+            return
+        # The distiller itself is one; without another, all parts are
+        # MMRazor's and know their sizes.
+        if len(own) > 1:
+            self.distiller.prepare(
+                self.student,
+                self.teacher,
+                lambda: self._run_example(size),
+            )
+
+    def _find_input_size(self, given: Size | None) -> tuple[int, int] | None:
+        for size in (
+            given,
+            _native_size(self.student),
+            self.teacher.input_size,
+            _native_size(self.teacher.model),
+        ):
+            if size is not None:
+                return (size, size) if isinstance(size, int) else tuple(size)
+        return None
+
+    def _run_example(self, size: tuple[int, int]) -> list:
+        """Run both models on two blank images, as in a training step."""
+        from mmpretrain.structures import DataSample
+
+        inputs = torch.zeros(2, 3, *size)
+        was_training = self.student.training
+        self.student.eval()
+        for whose, model, recorders in (
+            ('teacher', self.teacher, self.distiller.teacher_recorders),
+            ('student', self.student, self.distiller.student_recorders),
+        ):
+            try:
+                with recorders:
+                    output = model(inputs, mode='tensor')
+            except Exception as error:
+                cure = (
+                    'set teacher_input_size to a size it accepts'
+                    if whose == 'teacher'
+                    else 'set img_size of its backbone or input_size of the '
+                    'algorithm'
+                )
+                raise ValueError(
+                    f'the {whose} cannot run on images of {size}: '
+                    f'{error or type(error).__name__}; {cure}'
+                ) from error
+        self.student.train(was_training)
+        logits = output if isinstance(output, torch.Tensor) else output[-1]
+        return [
+            DataSample()
+            .set_gt_label(0)
+            .set_gt_score(torch.eye(logits.shape[1])[0])
+            for _ in inputs
+        ]
+
+    def train(self, mode: bool = True) -> 'CrossArchDistill':
+        """Switch student and distiller; the teacher keeps its mode."""
+        nn.Module.train(self, mode)
+        return self
+
+    def _apply(self, fn, *args, **kwargs) -> 'CrossArchDistill':
+        # Moves the teacher along with `.to()`, `.cuda()` and the like.
+        super()._apply(fn, *args, **kwargs)
+        self.teacher._apply(fn, *args, **kwargs)
+        return self
+
+    def loss(
+        self, batch_inputs: torch.Tensor, data_samples: list | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Compute the student's losses and those of the distiller.
+
+        Args:
+            batch_inputs (Tensor): ``(N, 3, H, W)``, normalised for the
+                student.
+            data_samples (list, optional): Their labels.
+
+        Returns:
+            dict[str, Tensor]: ``student.*`` and ``distill.*``.
+        """
+        if self.distillation_stopped:
+            student = self.student(batch_inputs, data_samples, mode='loss')
+            distill = self.distiller.zero_losses()
+        else:
+            self._run_teacher(batch_inputs, data_samples)
+            student = self._run_student(batch_inputs, data_samples)
+            distill = self.distiller.compute_distill_losses(data_samples)
+
+        losses: dict[str, Any] = {}
+        if self.calculate_student_loss:
+            weighted = {
+                key: _scale(value, self.student_loss_weight)
+                if 'loss' in key
+                else value
+                for key, value in student.items()
+            }
+            losses.update(add_prefix(weighted, 'student'))
+        losses.update(add_prefix(distill, 'distill'))
+        return losses
+
+    def _run_teacher(self, batch_inputs, data_samples) -> None:
+        distiller = self.distiller
+        distiller.set_deliveries_override(False)
+        # A delivery hands over what a function returned, and some are called
+        # only where losses are computed.
+        mode = 'loss' if distiller.deliveries.deliveries else 'tensor'
+        with distiller.teacher_recorders, distiller.deliveries:
+            self.teacher(batch_inputs, data_samples, mode=mode)
+
+    def _run_student(self, batch_inputs, data_samples) -> dict:
+        distiller = self.distiller
+        distiller.set_deliveries_override(True)
+        with (
+            distiller.student_recorders,
+            distiller.deliveries,
+            torch.set_grad_enabled(
+                torch.is_grad_enabled() and self.student_trainable
+            ),
+        ):
+            return self.student(batch_inputs, data_samples, mode='loss')
+
+
+def _native_size(model: nn.Module) -> Size | None:
+    """Size of the images that a network was made for, if it tells."""
+    _, backbone = find_backbone(model)
+    patch_embed = getattr(backbone, 'patch_embed', None)
+    return getattr(backbone, 'img_size', None) or getattr(
+        patch_embed, 'init_input_size', None
+    )
+
+
+def _scale(loss: Any, weight: float) -> Any:
+    """Weigh a loss, or each of a list of losses."""
+    if isinstance(loss, list | tuple):
+        return [item * weight for item in loss]
+    return loss * weight

@@ -1,0 +1,3 @@
+from .cross_arch_distiller import CrossArchDistiller
+
+__all__ = ['CrossArchDistiller']

@@ -1,0 +1,508 @@
+"""A distiller whose connectors form a graph."""
+
+from collections.abc import Iterator
+from inspect import Parameter, signature
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import DefaultScope
+from mmrazor.models.distillers import ConfigurableDistiller
+from mmrazor.models.task_modules import RecorderManager
+from torch import nn
+
+from mmcakd.registry import MODELS
+from ..connectors import BaseConnector
+from ..recorders import StageOutputsRecorder, unknown_tap
+from ..teachers import Teacher
+
+Mapping = dict[str, dict]
+
+
+@MODELS.register_module()
+class CrossArchDistiller(ConfigurableDistiller):
+    """MMRazor's ``ConfigurableDistiller`` with a graph of connectors.
+
+    Every config of ``ConfigurableDistiller`` works. In addition
+
+    - a connector may name its ``inputs``, keyword by keyword: records or
+      other connectors. It runs once a step, however many losses read it;
+    - a connector may read widths and grids from the two models (see
+      :meth:`mmcakd.models.connectors.BaseConnector.prepare`), with a record
+      named in ``shape_like`` as a model of its output;
+    - a loss may read labels.
+
+    A reference, in ``inputs`` and in ``loss_forward_mappings``, is one of
+
+    ============================================  ========================
+    ``dict(recorder=..., from_student=True,       a record; ``data_idx``
+    data_idx=3)``                                 picks a stage
+    ``dict(recorder=..., from_student=True,       MMRazor's form: the record
+    connector='name')``                           through a connector
+                                                  without ``inputs``
+    ``dict(connector='name', connector_idx=0)``   a connector with
+                                                  ``inputs``
+    ``dict(label='hard')``                        class indices ``(N,)``
+    ``dict(label='soft')``                        ``(N, C)``, mixed by MixUp
+                                                  or CutMix
+    ============================================  ========================
+
+    Inside a distiller, plain type names are MMRazor's; those of mmcakd carry
+    its prefix.
+
+    Raises:
+        ValueError: A reference names nothing, a connector is read by no
+            loss, connectors form a circle, or a loss lacks an argument.
+
+    Examples:
+        >>> distiller = dict(
+        ...     type='mmcakd.CrossArchDistiller',
+        ...     student_recorders=dict(logits=dict(type='mmcakd.Logits')),
+        ...     teacher_recorders=dict(logits=dict(type='mmcakd.Logits')),
+        ...     distill_losses=dict(
+        ...         loss_kd=dict(type='mmcakd.SoftTargetLoss', tau=4.)),
+        ...     loss_forward_mappings=dict(
+        ...         loss_kd=dict(
+        ...             student=dict(recorder='logits', from_student=True),
+        ...             teacher=dict(recorder='logits', from_student=False))))
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        # MMRazor builds recorders and deliveries by plain names, which a
+        # default scope of another package would hide.
+        with DefaultScope.overwrite_default_scope('mmrazor'):
+            super().__init__(*args, **kwargs)
+        self._check_graph()
+        self._keep_only_stages_read()
+
+    def build_connectors(
+        self, connectors: dict[str, dict | list] | None = None
+    ) -> nn.ModuleDict:
+        """Build the connectors and keep how they are wired."""
+        self.connector_inputs: dict[str, Mapping] = {}
+        self.connector_shape_like: dict[str, dict] = {}
+        plain = {}
+        for name, cfg in (connectors or {}).items():
+            if isinstance(cfg, dict):
+                cfg = dict(cfg)
+                if 'inputs' in cfg:
+                    self.connector_inputs[name] = cfg.pop('inputs')
+                if 'shape_like' in cfg:
+                    self.connector_shape_like[name] = cfg.pop('shape_like')
+            plain[name] = cfg
+        return super().build_connectors(plain)
+
+    # ------------------------------------------------------------ checking
+
+    def _check_loss_forward_mappings(
+        self,
+        losses: nn.ModuleDict,
+        loss_forward_mappings: dict[str, Mapping],
+        student_recorders: RecorderManager,
+        teacher_recorders: RecorderManager,
+    ) -> None:
+        """Check that every argument of every loss has a source."""
+        for loss, mapping in loss_forward_mappings.items():
+            if loss not in losses:
+                raise ValueError(
+                    f'loss_forward_mappings names {loss!r}, which is not in '
+                    f'distill_losses ({", ".join(losses)})'
+                )
+            parameters = signature(losses[loss].forward).parameters
+            _check_arguments(f'loss {loss!r}', parameters, mapping)
+
+    def _check_graph(self) -> None:
+        used = set()
+        for owner, reference in self._references():
+            self._check_reference(owner, reference)
+            used.add(reference.get('connector'))
+        unmapped = set(self.distill_losses) - set(self.loss_forward_mappings)
+        if unmapped:
+            raise ValueError(
+                f'loss_forward_mappings has no entry for {sorted(unmapped)}'
+            )
+        unused = sorted(set(self.connectors) - used)
+        if unused:
+            raise ValueError(
+                f'no loss or connector reads the connectors {unused}; remove '
+                'them or name them in loss_forward_mappings'
+            )
+        for name, mapping in self.connector_inputs.items():
+            parameters = signature(self.connectors[name].forward).parameters
+            _check_arguments(f'connector {name!r}', parameters, mapping)
+        self.connector_order = self._sort_connectors()
+
+    def _references(self) -> Iterator[tuple[str, dict]]:
+        for kind, mappings in (
+            ('connector', self.connector_inputs),
+            ('loss', self.loss_forward_mappings),
+        ):
+            for name, mapping in mappings.items():
+                for argument, reference in mapping.items():
+                    yield f'{argument!r} of {kind} {name!r}', reference
+
+    def _check_reference(self, owner: str, reference: dict) -> None:
+        if not isinstance(reference, dict) or not (
+            {'recorder', 'connector', 'label'} & set(reference)
+        ):
+            raise ValueError(
+                f'{owner} should be a dict with recorder, connector or '
+                f'label, but got {reference!r}'
+            )
+        if 'label' in reference:
+            if reference['label'] not in ('hard', 'soft'):
+                raise ValueError(
+                    f"{owner}: label should be 'hard' or 'soft', but got "
+                    f'{reference["label"]!r}'
+                )
+            return
+        connector = reference.get('connector')
+        if connector is not None and connector not in self.connectors:
+            raise ValueError(
+                f'{owner} names the connector {connector!r}, but there are '
+                f'only {list(self.connectors)}'
+            )
+        if 'recorder' in reference:
+            if not isinstance(reference.get('from_student'), bool):
+                raise ValueError(
+                    f'{owner} names a recorder; say whose by '
+                    'from_student=True or False'
+                )
+            recorders = self._recorders(reference['from_student']).recorders
+            if reference['recorder'] not in recorders:
+                whose = 'student' if reference['from_student'] else 'teacher'
+                raise ValueError(
+                    f'{owner} names the recorder {reference["recorder"]!r}, '
+                    f'but {whose}_recorders has only {list(recorders)}'
+                )
+            if connector in self.connector_inputs:
+                raise ValueError(
+                    f'{owner} sends a record through the connector '
+                    f'{connector!r}, which has `inputs` of its own; name the '
+                    'connector alone'
+                )
+        elif connector not in self.connector_inputs:
+            raise ValueError(
+                f'{owner} names the connector {connector!r} alone, but that '
+                'connector has no `inputs`; add a recorder here or `inputs` '
+                'there'
+            )
+
+    def _sort_connectors(self) -> list[str]:
+        """Order the connectors so that each follows those it reads."""
+        order: list[str] = []
+        waiting: list[str] = []
+
+        def visit(name: str) -> None:
+            if name in order:
+                return
+            if name in waiting:
+                circle = ' -> '.join([*waiting[waiting.index(name) :], name])
+                raise ValueError(f'the connectors form a circle: {circle}')
+            waiting.append(name)
+            for reference in self.connector_inputs[name].values():
+                # One without `inputs` is applied where it is named.
+                if reference.get('connector') in self.connector_inputs:
+                    visit(reference['connector'])
+            waiting.pop()
+            order.append(name)
+
+        for name in self.connector_inputs:
+            visit(name)
+        return order
+
+    def _keep_only_stages_read(self) -> None:
+        """Let the stage recorders drop the stages that nothing reads."""
+        for from_student in (True, False):
+            for name, recorder in self._recorders(
+                from_student
+            ).recorders.items():
+                if not isinstance(recorder, StageOutputsRecorder):
+                    continue
+                indices = {
+                    reference.get('data_idx')
+                    for _, reference in self._references()
+                    if reference.get('recorder') == name
+                    and reference['from_student'] == from_student
+                }
+                if None not in indices:
+                    recorder.stages_to_keep = indices
+
+    # ----------------------------------------------------------- preparing
+
+    def prepare_from_student(self, model: BaseModel) -> None:
+        """Attach the student's recorders."""
+        self._attach(self.student_recorders, model, 'student')
+
+    def prepare_from_teacher(self, model: nn.Module) -> None:
+        """Attach the teacher's recorders."""
+        self._attach(self.teacher_recorders, model, 'teacher')
+
+    def _attach(self, recorders: RecorderManager, model, whose: str) -> None:
+        modules = dict(model.named_modules())
+        for name, recorder in recorders.recorders.items():
+            where = f'{whose}_recorders.{name}'
+            # MMRazor's module recorders assert, without a hint.
+            if hasattr(recorder, 'forward_hook') and (
+                type(recorder).__module__.startswith('mmrazor.')
+                and recorder.source not in modules
+            ):
+                raise ValueError(
+                    f'{where}: {unknown_tap(recorder.source, modules)}'
+                )
+            try:
+                recorder.initialize(model)
+            except ValueError as error:
+                raise ValueError(f'{where}: {error}') from error
+
+    @torch.no_grad()
+    def prepare(self, student: nn.Module, teacher: Teacher, run) -> None:
+        """Let the connectors read the models, and try the whole graph.
+
+        Args:
+            student (nn.Module): The student.
+            teacher (Teacher): The teacher.
+            run (Callable): Runs both models on an example batch, inside the
+                recorders, and returns the batch's data samples.
+
+        Raises:
+            ValueError: A connector or loss does not accept its inputs; the
+                message names it and their shapes.
+        """
+        kept = [
+            (recorder, recorder.stages_to_keep)
+            for manager in (self.student_recorders, self.teacher_recorders)
+            for recorder in manager.recorders.values()
+            if isinstance(recorder, StageOutputsRecorder)
+        ]
+        for recorder, _ in kept:
+            recorder.stages_to_keep = {0, 1, 2, 3}
+        for name, connector in self.connectors.items():
+            if isinstance(connector, BaseConnector):
+                with _explain(f'connector {name!r}', {}):
+                    connector.attach(student, teacher)
+        data_samples = run()
+        was_training = self.training
+        self.eval()
+        self._start_step(data_samples)
+
+        def prepare(name: str, inputs: dict) -> None:
+            connector = self.connectors[name]
+            if isinstance(connector, BaseConnector):
+                like = self.connector_shape_like.get(name)
+                like = like and self._resolve(like)
+                with _explain(f'connector {name!r}', inputs):
+                    connector.prepare(inputs, like)
+                connector.eval()
+
+        for _, reference in self._references():
+            if 'recorder' in reference and 'connector' in reference:
+                name = reference['connector']
+                first = next(iter(signature(self.connectors[name].forward).parameters))
+                record = {**reference, 'connector': None, 'connector_idx': None}
+                prepare(name, {first: self._resolve(record)})
+        for name in self.connector_order:
+            inputs = self._gather(self.connector_inputs[name])
+            prepare(name, inputs)
+            with _explain(f'connector {name!r}', inputs):
+                self._outputs[name] = self.connectors[name](**inputs)
+        for name, mapping in self.loss_forward_mappings.items():
+            loss = self.distill_losses[name]
+            # Others may need more from a batch than an example has, such as
+            # the sample indices of MMRazor's CRDLoss.
+            if type(loss).__module__.startswith('mmcakd.'):
+                inputs = self._gather(mapping)
+                with _explain(f'loss {name!r}', inputs):
+                    loss(**inputs)
+        self.train(was_training)
+        for recorder, stages in kept:
+            recorder.stages_to_keep = stages
+        self._end_step()
+
+    # ------------------------------------------------------------- running
+
+    def compute_distill_losses(
+        self, data_samples: list | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Run the graph on the records of this step.
+
+        Args:
+            data_samples (list, optional): The batch's samples, for losses
+                that read labels.
+
+        Returns:
+            dict[str, Tensor]: Loss by name.
+
+        Raises:
+            RuntimeError: A record is missing, or a loss has no gradient.
+        """
+        self._start_step(data_samples)
+        for name in self.connector_order:
+            inputs = self._gather(self.connector_inputs[name])
+            self._outputs[name] = self.connectors[name](**inputs)
+        losses = {
+            name: self.distill_losses[name](**self._gather(mapping))
+            for name, mapping in self.loss_forward_mappings.items()
+        }
+        self._end_step()
+        if self.training and torch.is_grad_enabled():
+            for name, loss in losses.items():
+                if 'loss' in name and not _has_grad(loss):
+                    raise RuntimeError(
+                        f'{name} depends on nothing that is trained. If the '
+                        'student uses activation checkpointing (with_cp), '
+                        'record whole blocks or stages: what is recorded '
+                        'inside a checkpointed block has no gradient'
+                    )
+        return losses
+
+    def zero_losses(self) -> dict[str, torch.Tensor]:
+        """Zero for every loss, in contact with every parameter.
+
+        After distillation has stopped, the log should say so, and DDP should
+        still find a gradient for the connectors.
+        """
+        zero = sum(p.sum() * 0 for p in self.parameters())
+        zero = zero if isinstance(zero, torch.Tensor) else torch.zeros(())
+        return {name: zero for name in self.loss_forward_mappings}
+
+    def _start_step(self, data_samples: list | None) -> None:
+        self._data_samples = data_samples
+        self._outputs: dict[Any, Any] = {}
+
+    def _end_step(self) -> None:
+        # Records outlive the step in MMRazor, which keeps the features in
+        # memory and makes the model impossible to copy.
+        self._start_step(None)
+        for manager in (self.student_recorders, self.teacher_recorders):
+            for recorder in manager.recorders.values():
+                recorder.reset_data_buffer()
+
+    def _recorders(self, from_student: bool) -> RecorderManager:
+        return (
+            self.student_recorders if from_student else self.teacher_recorders
+        )
+
+    def _gather(self, mapping: Mapping) -> dict[str, Any]:
+        return {key: self._resolve(ref) for key, ref in mapping.items()}
+
+    def _resolve(self, reference: dict) -> Any:
+        if 'label' in reference:
+            return read_labels(self._data_samples, reference['label'])
+        if 'recorder' in reference:
+            return self.get_record(**reference)
+        output = self._outputs[reference['connector']]
+        index = reference.get('connector_idx')
+        return output if index is None else output[index]
+
+    def get_record(
+        self,
+        recorder: str,
+        from_student: bool,
+        record_idx: int = 0,
+        data_idx: int | None = None,
+        connector: str | None = None,
+        connector_idx: int | None = None,
+    ) -> Any:
+        """Get a record, through a connector if one is named.
+
+        Raises:
+            RuntimeError: Nothing was recorded.
+        """
+        source = self._recorders(from_student).get_recorder(recorder)
+        try:
+            data = source.get_record_data(record_idx, data_idx)
+        except (AssertionError, IndexError) as error:
+            whose = 'student' if from_student else 'teacher'
+            raise RuntimeError(
+                f'{whose}_recorders.{recorder} ({source.source}) recorded '
+                f"nothing at record_idx={record_idx} in the {whose}'s "
+                'forward; is that module, function or method called there?'
+            ) from error
+        if connector:
+            key = (connector, recorder, from_student, record_idx, data_idx)
+            if key not in self._outputs:
+                self._outputs[key] = self.connectors[connector](data)
+            data = self._outputs[key]
+        return data if connector_idx is None else data[connector_idx]
+
+
+def read_labels(data_samples: list | None, kind: str) -> torch.Tensor:
+    """Read the labels of a batch.
+
+    Args:
+        data_samples (list[DataSample]): Samples with ``gt_label`` or, after
+            MixUp, CutMix or ``to_onehot``, ``gt_score``.
+        kind (str): ``'hard'`` for class indices ``(N,)``, ``'soft'`` for
+            ``(N, C)``.
+
+    Raises:
+        RuntimeError: The samples have no such labels.
+    """
+    field = 'gt_label' if kind == 'hard' else 'gt_score'
+    if not data_samples or field not in data_samples[0]:
+        raise RuntimeError(
+            f'a loss reads {kind} labels, but the data samples have no '
+            f'{field}'
+            + (
+                '; set to_onehot=True and num_classes in data_preprocessor'
+                if kind == 'soft'
+                else ''
+            )
+        )
+    labels = [sample.get(field) for sample in data_samples]
+    return torch.cat(labels) if kind == 'hard' else torch.stack(labels)
+
+
+def _has_grad(loss: Any) -> bool:
+    losses = loss if isinstance(loss, list | tuple) else [loss]
+    return any(item.requires_grad for item in losses)
+
+
+def _check_arguments(what: str, parameters, mapping: Mapping) -> None:
+    kinds = {parameter.kind for parameter in parameters.values()}
+    unknown = set(mapping) - set(parameters)
+    if unknown and Parameter.VAR_KEYWORD not in kinds:
+        raise ValueError(
+            f'{what} takes {list(parameters)}, but the config feeds it '
+            f'{sorted(unknown)}'
+        )
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is Parameter.empty
+        and parameter.kind
+        not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
+        and name not in mapping
+    ]
+    if missing:
+        raise ValueError(f'{what} needs {missing}, which the config leaves out')
+
+
+class _explain:
+    """Name the part and its input shapes in an error."""
+
+    def __init__(self, what: str, inputs: dict[str, Any]) -> None:
+        self.what = what
+        self.inputs = inputs
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if isinstance(error, Exception):
+            shapes = ', '.join(
+                f'{name} {_shape(value)}'
+                for name, value in self.inputs.items()
+            )
+            raise ValueError(
+                f'{self.what} does not accept its inputs ({shapes}): {error}'
+            ) from error
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return str(tuple(value.shape))
+    if isinstance(value, list | tuple):
+        return f'[{", ".join(map(_shape, value))}]'
+    return type(value).__name__

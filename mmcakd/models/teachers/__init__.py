@@ -1,0 +1,13 @@
+from .build import build_model
+from .checkpoint import load_weights, read_state_dict
+from .tails import Tail, build_tail
+from .teacher import Teacher
+
+__all__ = [
+    'Tail',
+    'Teacher',
+    'build_model',
+    'build_tail',
+    'load_weights',
+    'read_state_dict',
+]

@@ -1,0 +1,102 @@
+"""Building a model from whatever names it."""
+
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.model import BaseModel
+
+from mmcakd.registry import MODELS
+
+
+def build_model(
+    source: Any, role: str, data_preprocessor: dict | None = None
+) -> BaseModel:
+    """Build a student or a teacher.
+
+    Args:
+        source (BaseModel | dict | str): A built model; a config dict; a
+            dict with ``cfg_path``, as MMRazor has it; a config file of an
+            installed package such as
+            ``'mmpretrain::resnet/resnet50_8xb32_in1k.py'`` or on disk; or a
+            name from MMPretrain's model zoo such as
+            ``'resnet50_8xb32_in1k'``.
+        role (str): ``'student'`` or ``'teacher'``, for the messages.
+        data_preprocessor (dict, optional): Used if the source has none.
+
+    Returns:
+        BaseModel: With randomly initialised weights, unless it came built.
+
+    Raises:
+        ValueError: No source was given, or the name is unknown.
+        TypeError: The source is of another kind, or is no ``BaseModel``.
+
+    Examples:
+        >>> from mmcakd.models.teachers import build_model
+        >>> model = build_model(
+        ...     'mmpretrain::resnet/resnet18_8xb32_in1k.py', 'teacher')
+        >>> type(model.backbone).__name__
+        'ResNet'
+    """
+    if not source:
+        raise ValueError(
+            f'no {role} is given; set it in the config, e.g. model=dict('
+            f'{"architecture" if role == "student" else role}='
+            "'mmpretrain::resnet/resnet50_8xb32_in1k.py')"
+        )
+    if isinstance(source, BaseModel):
+        return source
+    if isinstance(source, str):
+        source = _read_model_cfg(source, role)
+    elif isinstance(source, dict) and 'cfg_path' in source:
+        # MMRazor's spelling. Weights come from `teacher_ckpt`, which is
+        # checked, rather than from `pretrained=True`, which is not.
+        if source.get('pretrained'):
+            raise ValueError(
+                f'{role}: pretrained=True loads weights unchecked; set '
+                'pretrained=False and name the file or URL in `teacher_ckpt` '
+                '(or `init_cfg` of a student)'
+            )
+        source = _read_model_cfg(source['cfg_path'], role)
+    if not isinstance(source, dict):
+        raise TypeError(
+            f'{role} should be a config dict, a config path, a model name or '
+            f'a BaseModel, but got {type(source).__name__}'
+        )
+    cfg = {**source}
+    if data_preprocessor is not None:
+        cfg.setdefault('data_preprocessor', data_preprocessor)
+    scope = str(cfg.get('type', '')).partition('.')
+    if scope[1]:
+        # `mmpretrain.ImageClassifier` has plain names inside.
+        cfg.setdefault('_scope_', scope[0])
+    model = MODELS.build(cfg)
+    if not isinstance(model, BaseModel):
+        raise TypeError(
+            f'{role} should be a BaseModel such as mmpretrain.ImageClassifier '
+            f'(it needs data_preprocessor, loss and predict), but '
+            f'{cfg.get("type")} is a {type(model).__name__}'
+        )
+    return model
+
+
+def _read_model_cfg(name: str, role: str) -> dict:
+    """Read the model of a config file with its data preprocessor."""
+    if '::' in name:
+        scope = name.partition('::')[0]
+        cfg = get_config(name)
+    elif name.endswith(('.py', '.json', '.yaml', '.yml')):
+        cfg = Config.fromfile(name)
+        scope = cfg.get('default_scope', 'mmpretrain')
+    else:
+        from mmpretrain.apis import ModelHub
+
+        try:
+            cfg, scope = ModelHub.get(name).config, 'mmpretrain'
+        except ValueError as error:
+            raise ValueError(f'{role}: {error}') from error
+    model = dict(cfg.model)
+    if 'data_preprocessor' in cfg:
+        model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    model.setdefault('_scope_', scope)
+    return model

@@ -1,0 +1,130 @@
+"""Loading weights so that nothing goes wrong in silence."""
+
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
+from torch import nn
+
+#: Buffers that a network computes for itself from its own sizes.
+DERIVED_BUFFERS = re.compile(
+    r'(relative_position_index|relative_coords_table|attn_mask'
+    r'|num_batches_tracked)$'
+)
+
+
+def read_state_dict(path: str) -> dict[str, torch.Tensor]:
+    """Read weights from a file or URL without running code stored in it.
+
+    Args:
+        path (str): ``.pth`` with a state dict or a checkpoint around one, or
+            ``.safetensors``.
+
+    Raises:
+        FileNotFoundError: No such file.
+        RuntimeError: The file is truncated, is not a checkpoint, or carries
+            Python code.
+    """
+    path = str(path)
+    try:
+        if path.endswith('.safetensors'):
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f'there is no checkpoint at {path}'
+        ) from error
+    except Exception as error:
+        if 'weights_only' in str(error).lower() or 'Unsupported' in str(error):
+            raise RuntimeError(
+                f'{path} holds more than weights, and loading it could run '
+                'code from it, so it was not loaded. If you trust its '
+                'source, save it again with weights only: '
+                "torch.save({'state_dict': model.state_dict()}, path). "
+                f'({_first_line(error)})'
+            ) from error
+        problem = (
+            'could not be downloaded; download it by hand and give its path'
+            if path.startswith(('http://', 'https://'))
+            else 'could not be read as a checkpoint; it may be truncated '
+            '(download or copy it again)'
+        )
+        raise RuntimeError(
+            f'{path} {problem}. ({_first_line(error)})'
+        ) from error
+    state_dict = checkpoint
+    for key in ('state_dict', 'model'):
+        if isinstance(checkpoint, dict) and isinstance(
+            checkpoint.get(key), dict
+        ):
+            state_dict = checkpoint[key]
+            break
+    if not isinstance(state_dict, dict) or not any(
+        isinstance(value, torch.Tensor) for value in state_dict.values()
+    ):
+        raise RuntimeError(f'{path} holds no state dict')
+    weights = OrderedDict(
+        (key, value)
+        for key, value in state_dict.items()
+        if isinstance(value, torch.Tensor)
+    )
+    # Versions of the modules, by which they rename keys of older releases.
+    weights._metadata = getattr(state_dict, '_metadata', OrderedDict())
+    return weights
+
+
+def load_weights(
+    model: nn.Module, path: str, ignore: Sequence[str] = ()
+) -> None:
+    """Load a checkpoint and insist that it is the model's.
+
+    Args:
+        model (nn.Module): Filled in place.
+        path (str): See :func:`read_state_dict`.
+        ignore (Sequence[str]): Regular expressions of keys that may be
+            missing or unexpected, e.g. ``'^neck\\.'``.
+
+    Raises:
+        RuntimeError: Keys are missing or unexpected, or shapes differ. The
+            message shows some of each.
+    """
+    state_dict = read_state_dict(path)
+    try:
+        keys = model.load_state_dict(state_dict, strict=False)
+        found = dict(missing=keys.missing_keys, unexpected=keys.unexpected_keys)
+    except RuntimeError as error:
+        lines = str(error).strip().split('\n')[1:]
+        found = {'of another shape': [line.strip() for line in lines]}
+    found = {
+        kind: [key for key in keys if not _tolerated(key, ignore)]
+        for kind, keys in found.items()
+    }
+    if any(found.values()):
+        details = '; '.join(
+            f'{len(keys)} {kind} ({", ".join(keys[:3])}'
+            f'{", ..." if len(keys) > 3 else ""})'
+            for kind, keys in found.items()
+            if keys
+        )
+        raise RuntimeError(
+            f'{path} does not fit the {type(model).__name__}: weights '
+            f'{details}. Is it the checkpoint of this architecture and '
+            'number of classes?'
+        )
+    print_log(f'Loaded {len(state_dict)} weights from {path}', 'current')
+
+
+def _tolerated(key: str, ignore: Sequence[str]) -> bool:
+    return bool(
+        DERIVED_BUFFERS.search(key)
+        or any(re.search(pattern, key) for pattern in ignore)
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split('\n')[0]

@@ -1,0 +1,38 @@
+"""Registries of mmcakd, each a child of MMEngine's root registry.
+
+``mmcakd.X`` resolves from any default scope, and plain names registered here
+resolve under ``default_scope = 'mmcakd'``.
+"""
+
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
+from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
+from mmengine.registry import Registry
+
+#: Algorithms, distillers, connectors and losses.
+MODELS = Registry(
+    'model',
+    parent=MMENGINE_MODELS,
+    scope='mmcakd',
+    locations=['mmcakd.models'],
+)
+#: Recorders.
+TASK_UTILS = Registry(
+    'task util',
+    parent=MMENGINE_TASK_UTILS,
+    scope='mmcakd',
+    locations=['mmcakd.models'],
+)
+HOOKS = Registry(
+    'hook',
+    parent=MMENGINE_HOOKS,
+    scope='mmcakd',
+    locations=['mmcakd.engine'],
+)
+OPTIM_WRAPPERS = Registry(
+    'optimizer wrapper',
+    parent=MMENGINE_OPTIM_WRAPPERS,
+    scope='mmcakd',
+    locations=['mmcakd.engine'],
+)
