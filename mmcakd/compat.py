@@ -1,9 +1,9 @@
 """What lets the 2023 OpenMMLab stack run on today's PyTorch.
 
-MMRazor 1.0.0 was released for PyTorch 1.13 and MMEngine 0.10.7 for PyTorch
-2.1. Every function here mends one break, looks first whether the break is
-there, and does nothing where it is not. :func:`apply` runs them in order when
-``mmcakd`` is imported; nothing is forked and no file on disk is changed.
+MMRazor 1.0.0 was released for PyTorch 1.13 and MMPretrain 1.2.0 for 2.0. Each
+function here mends one break, looks first whether the break is there, and does
+nothing where it is not. :func:`apply` runs them in order when ``mmcakd`` is
+imported; nothing is forked and no file on disk is changed.
 """
 
 import importlib
@@ -15,7 +15,8 @@ from mmengine.utils import digit_version
 
 #: Versions this release supports: ``lower <= installed < upper``.
 SUPPORTED = dict(
-    torch=('2.1.0', '2.14.0'),
+    # Before 2.6 `torch.load` runs code stored in a checkpoint.
+    torch=('2.6.0', '2.14.0'),
     mmengine=('0.10.4', '0.11.0'),
     mmcv=('2.0.0', '2.2.0'),
     mmpretrain=('1.2.0', '1.3.0'),
@@ -152,8 +153,6 @@ def trust_mmengine_checkpoints() -> None:
 
     Unnecessary once MMEngine registers them itself.
     """
-    if not hasattr(torch.serialization, 'add_safe_globals'):
-        return
     import numpy as np
     from mmengine.logging import HistoryBuffer
 

@@ -1,8 +1,11 @@
 """Several processes without an accelerator."""
 
+import logging
+
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.logging import print_log
 
 
 def prepare_cpu_launcher(cfg: Config) -> None:
@@ -14,11 +17,18 @@ def prepare_cpu_launcher(cfg: Config) -> None:
     accelerator or without a launcher.
 
     Args:
-        cfg (Config): Changed in place. ``launcher`` is its only key that
-            matters; ``torchrun`` has to have set the environment.
+        cfg (Config): Changed in place if its ``launcher`` is not
+            ``'none'``. ``torchrun`` has to have set the environment.
     """
     if cfg.get('launcher', 'none') == 'none' or get_device() != 'cpu':
         return
+    if cfg.pop('sync_bn', None):
+        print_log(
+            'Synchronised BatchNorm works on accelerators only; each process '
+            'normalises by its own batch',
+            'current',
+            level=logging.WARNING,
+        )
     if not dist.is_initialized():
         dist.init_process_group('gloo')
     wrapper = dict(

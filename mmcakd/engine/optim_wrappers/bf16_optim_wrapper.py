@@ -34,5 +34,8 @@ class BF16OptimWrapper(OptimWrapper):
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Enter autocast besides what the parent enters."""
-        with super().optim_context(model), torch.autocast('cpu', torch.bfloat16):
+        with (
+            super().optim_context(model),
+            torch.autocast('cpu', torch.bfloat16),
+        ):
             yield

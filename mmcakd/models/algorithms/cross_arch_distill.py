@@ -11,6 +11,7 @@ from mmrazor.models.utils import add_prefix
 from torch import nn
 
 from mmcakd.registry import MODELS
+
 from ..connectors import BaseConnector
 from ..distillers import CrossArchDistiller
 from ..stages import find_backbone

@@ -7,6 +7,7 @@ from mmpretrain.models.utils import build_norm_layer
 from torch import nn
 
 from mmcakd.registry import MODELS
+
 from .base import BaseConnector
 
 Grid = tuple[int, int]

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from mmcakd.registry import MODELS
+
 from ..teachers import Teacher
 from .base import BaseConnector
 

@@ -12,6 +12,7 @@ from mmrazor.models.task_modules import RecorderManager
 from torch import nn
 
 from mmcakd.registry import MODELS
+
 from ..connectors import BaseConnector
 from ..recorders import StageOutputsRecorder, unknown_tap
 from ..teachers import Teacher
@@ -298,8 +299,14 @@ class CrossArchDistiller(ConfigurableDistiller):
         for _, reference in self._references():
             if 'recorder' in reference and 'connector' in reference:
                 name = reference['connector']
-                first = next(iter(signature(self.connectors[name].forward).parameters))
-                record = {**reference, 'connector': None, 'connector_idx': None}
+                first = next(
+                    iter(signature(self.connectors[name].forward).parameters)
+                )
+                record = {
+                    **reference,
+                    'connector': None,
+                    'connector_idx': None,
+                }
                 prepare(name, {first: self._resolve(record)})
         for name in self.connector_order:
             inputs = self._gather(self.connector_inputs[name])
@@ -476,7 +483,9 @@ def _check_arguments(what: str, parameters, mapping: Mapping) -> None:
         and name not in mapping
     ]
     if missing:
-        raise ValueError(f'{what} needs {missing}, which the config leaves out')
+        raise ValueError(
+            f'{what} needs {missing}, which the config leaves out'
+        )
 
 
 class _explain:

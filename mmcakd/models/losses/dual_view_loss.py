@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmcakd.registry import MODELS
+
 from ..stages import to_tokens
 from .utils import check_same_shape, full_precision
 

@@ -9,6 +9,7 @@ from mmrazor.models.task_modules.recorder.base_recorder import BaseRecorder
 from torch import nn
 
 from mmcakd.registry import TASK_UTILS
+
 from ..stages import Tap, find_taps, to_map
 
 

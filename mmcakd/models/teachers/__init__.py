@@ -1,5 +1,5 @@
 from .build import build_model
-from .checkpoint import load_weights, read_state_dict
+from .checkpoint import load_weights, read_checkpoint, read_state_dict
 from .tails import Tail, build_tail
 from .teacher import Teacher
 
@@ -9,5 +9,6 @@ __all__ = [
     'build_model',
     'build_tail',
     'load_weights',
+    'read_checkpoint',
     'read_state_dict',
 ]

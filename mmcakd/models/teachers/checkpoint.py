@@ -3,10 +3,12 @@
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from pickle import UnpicklingError
 
 import torch
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
+from safetensors.torch import load_file as load_safetensors
 from torch import nn
 
 #: Buffers that a network computes for itself from its own sizes.
@@ -16,63 +18,75 @@ DERIVED_BUFFERS = re.compile(
 )
 
 
-def read_state_dict(path: str) -> dict[str, torch.Tensor]:
-    """Read weights from a file or URL without running code stored in it.
+def read_checkpoint(path: str) -> dict:
+    """Read a checkpoint without running code stored in it.
 
     Args:
-        path (str): ``.pth`` with a state dict or a checkpoint around one, or
-            ``.safetensors``.
+        path (str): File or URL: ``.pth`` with a state dict or a checkpoint
+            around one, or ``.safetensors``.
+
+    Returns:
+        dict: With ``state_dict`` and ``meta``, and what else the file has.
 
     Raises:
         FileNotFoundError: No such file.
-        RuntimeError: The file is truncated, is not a checkpoint, or carries
+        RuntimeError: The file is truncated, holds no weights, or carries
             Python code.
     """
     path = str(path)
     try:
         if path.endswith('.safetensors'):
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+            checkpoint = load_safetensors(path)
+        else:
+            checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu')
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f'there is no checkpoint at {path}'
-        ) from error
+        raise FileNotFoundError(f'there is no checkpoint at {path}') from error
     except Exception as error:
-        if 'weights_only' in str(error).lower() or 'Unsupported' in str(error):
-            raise RuntimeError(
-                f'{path} holds more than weights, and loading it could run '
-                'code from it, so it was not loaded. If you trust its '
-                'source, save it again with weights only: '
-                "torch.save({'state_dict': model.state_dict()}, path). "
-                f'({_first_line(error)})'
-            ) from error
-        problem = (
-            'could not be downloaded; download it by hand and give its path'
-            if path.startswith(('http://', 'https://'))
-            else 'could not be read as a checkpoint; it may be truncated '
-            '(download or copy it again)'
-        )
+        detail = str(error).strip().split('\n')[0]
+        code = re.search(r'GLOBAL (\S+)', str(error))
+        if isinstance(error, UnpicklingError) and code:
+            detail = code[1]
+            problem = (
+                'holds more than weights, and loading it could run code from '
+                'it, so it was not loaded. If you trust its source, save it '
+                'again with weights only: '
+                "torch.save({'state_dict': model.state_dict()}, path)"
+            )
+        elif path.startswith(('http://', 'https://')):
+            problem = (
+                'could not be downloaded; download it by hand and give its '
+                'path'
+            )
+        else:
+            problem = (
+                'could not be read as a checkpoint; it may be truncated: '
+                'download or copy it again'
+            )
+        raise RuntimeError(f'{path} {problem} ({detail})') from error
+    if not isinstance(checkpoint, dict):
         raise RuntimeError(
-            f'{path} {problem}. ({_first_line(error)})'
-        ) from error
-    state_dict = checkpoint
+            f'{path} holds a {type(checkpoint).__name__}, not a checkpoint'
+        )
     for key in ('state_dict', 'model'):
-        if isinstance(checkpoint, dict) and isinstance(
-            checkpoint.get(key), dict
-        ):
-            state_dict = checkpoint[key]
+        if isinstance(checkpoint.get(key), dict):
+            checkpoint = {**checkpoint, 'state_dict': checkpoint[key]}
             break
-    if not isinstance(state_dict, dict) or not any(
-        isinstance(value, torch.Tensor) for value in state_dict.values()
-    ):
-        raise RuntimeError(f'{path} holds no state dict')
+    else:
+        checkpoint = dict(state_dict=checkpoint)
+    checkpoint.setdefault('meta', {})
+    return checkpoint
+
+
+def read_state_dict(path: str) -> dict[str, torch.Tensor]:
+    """Read only the weights of a checkpoint; see :func:`read_checkpoint`."""
+    state_dict = read_checkpoint(path)['state_dict']
     weights = OrderedDict(
         (key, value)
         for key, value in state_dict.items()
         if isinstance(value, torch.Tensor)
     )
+    if not weights:
+        raise RuntimeError(f'{path} holds no weights')
     # Versions of the modules, by which they rename keys of older releases.
     weights._metadata = getattr(state_dict, '_metadata', OrderedDict())
     return weights
@@ -96,7 +110,9 @@ def load_weights(
     state_dict = read_state_dict(path)
     try:
         keys = model.load_state_dict(state_dict, strict=False)
-        found = dict(missing=keys.missing_keys, unexpected=keys.unexpected_keys)
+        found = dict(
+            missing=keys.missing_keys, unexpected=keys.unexpected_keys
+        )
     except RuntimeError as error:
         lines = str(error).strip().split('\n')[1:]
         found = {'of another shape': [line.strip() for line in lines]}
@@ -124,7 +140,3 @@ def _tolerated(key: str, ignore: Sequence[str]) -> bool:
         DERIVED_BUFFERS.search(key)
         or any(re.search(pattern, key) for pattern in ignore)
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split('\n')[0]

@@ -57,9 +57,9 @@ class Tail(nn.Module):
         height, width = self.grid
         if tokens.shape[1] != height * width:
             raise ValueError(
-                f"{tokens.shape[1]} tokens do not fit the grid of the "
+                f'{tokens.shape[1]} tokens do not fit the grid of the '
                 f"teacher's stage {self.from_stage}, {height} x {width}; "
-                "project the student to that grid (`shape_like` of the "
+                'project the student to that grid (`shape_like` of the '
                 'connector)'
             )
         return self.run(tokens)

@@ -11,9 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .tails import Tail, build_tail
 
-PRECISIONS = dict(
-    fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16
-)
+PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
 
 class Teacher(nn.Module):

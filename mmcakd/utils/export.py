@@ -1,0 +1,294 @@
+"""From a distillation run to an ordinary MMPretrain checkpoint and config."""
+
+import os
+import pickle
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict
+
+from mmcakd.version import __version__
+
+_STUDENT = 'architecture.'
+
+_EVALUATION_KEYS = (
+    'default_scope',
+    'env_cfg',
+    'default_hooks',
+    'vis_backends',
+    'visualizer',
+    'log_processor',
+    'log_level',
+    'dataset_type',
+    'val_dataloader',
+    'val_evaluator',
+    'val_cfg',
+    'test_dataloader',
+    'test_evaluator',
+    'test_cfg',
+    'tta_model',
+    'tta_pipeline',
+)
+
+
+def find_checkpoint(work_dir: str | Path, which: str = 'last') -> Path:
+    """Find a checkpoint that a run left in its work directory.
+
+    Args:
+        work_dir (str | Path): The work directory.
+        which (str): 'last', or 'best' by the metric of ``save_best``.
+            Defaults to 'last'.
+
+    Returns:
+        Path: The checkpoint file.
+    """
+    work_dir = Path(work_dir)
+    if which == 'best':
+        found = sorted(
+            work_dir.glob('best_*.pth'), key=lambda path: path.stat().st_mtime
+        )
+        if found:
+            return found[-1]
+        cure = 'set default_hooks.checkpoint.save_best in the config'
+    else:
+        pointer = work_dir / 'last_checkpoint'
+        if pointer.is_file():
+            # By name, so that a moved work directory is still understood.
+            path = work_dir / Path(pointer.read_text().strip()).name
+            if path.is_file():
+                return path
+        cure = 'train with a CheckpointHook, or name the file itself'
+    raise FileNotFoundError(f'{work_dir} holds no {which} checkpoint: {cure}')
+
+
+def load_checkpoint(path: str | Path) -> dict:
+    """Load a checkpoint file as weights and plain values, never code.
+
+    Args:
+        path (str | Path): A file that MMEngine, or :func:`export_student`,
+            saved.
+
+    Returns:
+        dict: The checkpoint, with the keys ``state_dict`` and ``meta``.
+    """
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except FileNotFoundError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f'{path} holds more than weights and plain values and is not '
+            f'loaded: {error}'
+        ) from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(
+            f'{path} is not a readable checkpoint (truncated?): {error}'
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(
+            f'{path} holds a {type(checkpoint).__name__}, not a checkpoint'
+        )
+    if 'state_dict' not in checkpoint:
+        checkpoint = dict(state_dict=checkpoint)
+    checkpoint.setdefault('meta', {})
+    return checkpoint
+
+
+def student_state_dict(
+    checkpoint: dict, ema: bool | None = None
+) -> 'OrderedDict[str, torch.Tensor]':
+    """Pick the student's weights out of a checkpoint.
+
+    MMEngine saves the averaged weights as ``state_dict`` when the model was
+    trained with an ``EMAHook``, and the trained ones as ``ema_state_dict``.
+
+    Args:
+        checkpoint (dict): A checkpoint of a distillation, or of a plain model.
+        ema (bool, optional): Whether to take the averaged weights; None takes
+            them where there are any. Defaults to None.
+
+    Returns:
+        OrderedDict: The weights, named as in the student itself.
+    """
+    averaged = 'ema_state_dict' in checkpoint
+    if ema and not averaged:
+        raise ValueError(
+            'the checkpoint has no averaged weights: train with an EMAHook, '
+            'or export without asking for them'
+        )
+    if averaged and ema is False:
+        prefix, weights = 'module.', checkpoint['ema_state_dict']
+    else:
+        prefix, weights = '', checkpoint['state_dict']
+    if any(key.startswith(prefix + _STUDENT) for key in weights):
+        prefix += _STUDENT
+    return OrderedDict(
+        (key.removeprefix(prefix), value)
+        for key, value in weights.items()
+        if key.startswith(prefix)
+    )
+
+
+def _resolve_model(model: str | dict) -> ConfigDict:
+    """Read a model that is named, by itself or as ``cfg_path``."""
+    if isinstance(model, dict) and 'cfg_path' not in model:
+        return ConfigDict(model)
+    from mmcakd.models.teachers.build import _read_model_cfg
+
+    name = model if isinstance(model, str) else model['cfg_path']
+    return ConfigDict(_read_model_cfg(name, 'student'))
+
+
+def _without_pretraining(cfg):
+    """Drop what would fetch other weights while the model is built."""
+    if isinstance(cfg, (list, tuple)):
+        return type(cfg)(_without_pretraining(item) for item in cfg)
+    if not isinstance(cfg, dict):
+        return cfg
+    kept = {}
+    for key, value in cfg.items():
+        if key == 'pretrained':
+            value = False if isinstance(value, bool) else None
+        elif (
+            key == 'init_cfg'
+            and isinstance(value, dict)
+            and value.get('type') == 'Pretrained'
+        ):
+            continue
+        kept[key] = _without_pretraining(value)
+    return type(cfg)(kept)
+
+
+def student_config(cfg: Config) -> Config:
+    """Make the config that evaluates the student of a run as a plain model.
+
+    Args:
+        cfg (Config): Config of a distillation, or of a plain model, which
+            passes.
+
+    Returns:
+        Config: A config for MMPretrain with ``model``, ``data_preprocessor``
+        and what testing needs. ``mmcakd`` is imported only where something in
+        it is of mmcakd.
+    """
+    model = cfg.model.get('architecture', cfg.model)
+    if model is not cfg.model:
+        model = _resolve_model(model)
+        if 'data_preprocessor' in cfg.model:
+            model.setdefault('data_preprocessor', cfg.model.data_preprocessor)
+    model = _without_pretraining(ConfigDict(model))
+    preprocessor = model.pop('data_preprocessor', None)
+    preprocessor = preprocessor or cfg.get('data_preprocessor')
+
+    plain = {key: cfg[key] for key in _EVALUATION_KEYS if key in cfg}
+    plain['default_scope'] = 'mmpretrain'
+    if preprocessor is not None:
+        plain['data_preprocessor'] = preprocessor
+    plain['model'] = model
+    plain = Config(deepcopy(plain))
+    imports = deepcopy(cfg.get('custom_imports'))
+    if imports is not None:
+        if "'mmcakd." not in plain.pretty_text:
+            imports['imports'] = [
+                name for name in imports['imports'] if name != 'mmcakd'
+            ]
+        if imports['imports']:
+            plain.custom_imports = imports
+    return plain
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a file to write that takes the place of ``path`` at the end."""
+    written = path.with_name(f'.{os.getpid()}.{path.name}')
+    try:
+        yield written
+        os.replace(written, path)
+    finally:
+        written.unlink(missing_ok=True)
+
+
+def _verify(config: Path, checkpoint: Path) -> None:
+    """Load the files as MMPretrain does, and insist on every key."""
+    from mmpretrain import get_model
+
+    model = get_model(str(config))
+    model.load_state_dict(load_checkpoint(checkpoint)['state_dict'])
+
+
+def export_student(
+    source: str | Path,
+    out: str | Path | None = None,
+    cfg: Config | None = None,
+    ema: bool | None = None,
+    which: str = 'last',
+) -> Path:
+    """Write the student of a run as a plain MMPretrain checkpoint.
+
+    A config of the same name is written beside it. Both are loaded in
+    MMPretrain, with no missing and no unexpected key, before they take the
+    place of files of these names.
+
+    Args:
+        source (str | Path): Checkpoint file, or work directory.
+        out (str | Path, optional): File to write. Defaults to ``student.pth``
+            in the work directory, or to the name of the checkpoint file with
+            ``_student`` appended.
+        cfg (Config, optional): Config of the run. Defaults to the one in the
+            checkpoint.
+        ema (bool, optional): See :func:`student_state_dict`.
+        which (str): See :func:`find_checkpoint`. Defaults to 'last'.
+
+    Returns:
+        Path: The file written.
+
+    Examples:
+        >>> from mmcakd.utils import export_student
+        >>> export_student('work_dirs/scalekd')
+        PosixPath('work_dirs/scalekd/student.pth')
+        >>> from mmpretrain import get_model
+        >>> model = get_model('work_dirs/scalekd/student.py',
+        ...                   pretrained='work_dirs/scalekd/student.pth')
+    """
+    source = Path(source)
+    if source.is_dir():
+        out = out or source / 'student.pth'
+        source = find_checkpoint(source, which)
+    out = Path(out or source.with_name(f'{source.stem}_student.pth'))
+    if out.suffix != '.pth':
+        raise ValueError(f'the name of the export must end in .pth: {out}')
+
+    checkpoint = load_checkpoint(source)
+    meta = checkpoint['meta']
+    if cfg is None:
+        if 'cfg' not in meta:
+            raise ValueError(
+                f'{source} does not say how its model was '
+                'configured: give the config of the run'
+            )
+        cfg = Config.fromstring(meta['cfg'], file_format='.py')
+    plain = student_config(cfg)
+
+    kept = ('dataset_meta', 'epoch', 'iter', 'seed', 'mmengine_version')
+    meta = {key: meta[key] for key in kept if key in meta}
+    meta.update(cfg=plain.pretty_text, mmcakd_version=__version__)
+    weights = student_state_dict(checkpoint, ema)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        _replacing(out.with_suffix('.py')) as config_file,
+        _replacing(out) as checkpoint_file,
+    ):
+        plain.dump(config_file)
+        torch.save(dict(meta=meta, state_dict=weights), checkpoint_file)
+        try:
+            _verify(config_file, checkpoint_file)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f'the student in {source} does not fit its config: {error}'
+            ) from error
+    return out
