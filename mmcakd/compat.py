@@ -8,6 +8,7 @@ imported; nothing is forked and no file on disk is changed.
 
 import importlib
 import sys
+from pickle import UnpicklingError
 from types import ModuleType
 
 import torch
@@ -148,13 +149,21 @@ def trust_mmengine_checkpoints() -> None:
 
     Since PyTorch 2.6 ``torch.load`` unpickles only tensors and allow-listed
     classes. MMEngine's message hub stores ``HistoryBuffer`` objects with
-    numpy arrays in them, so that resuming fails. These classes hold numbers
-    only: code in a hostile file is still refused.
+    numpy arrays and references to their own methods in them, so that resuming
+    fails. What is allowed here holds numbers only: code in a hostile file is
+    still refused.
 
     Unnecessary once MMEngine registers them itself.
     """
     import numpy as np
     from mmengine.logging import HistoryBuffer
+
+    def history_statistic(owner, name):
+        # Stands in for `getattr`, which itself would lead to any code.
+        statistics = HistoryBuffer()._statistics_methods
+        if owner is HistoryBuffer and name in statistics:
+            return statistics[name]
+        raise UnpicklingError(f'{name} of {owner} is not a statistic')
 
     # Asked of numpy itself: their home moved from numpy.core to numpy._core.
     rebuild_array = np.empty(0).__reduce__()[0]
@@ -162,6 +171,7 @@ def trust_mmengine_checkpoints() -> None:
     dtypes = {type(np.dtype(t)) for t in (bool, 'i4', 'i8', 'u8', 'f4', 'f8')}
     torch.serialization.add_safe_globals(
         [HistoryBuffer, np.ndarray, np.dtype, *dtypes]
+        + [(history_statistic, 'builtins.getattr')]
         # A file spells the names as the numpy that wrote it did.
         + [
             (function, f'numpy.{package}.multiarray.{function.__name__}')

@@ -137,10 +137,10 @@ def _resolve_model(model: str | dict) -> ConfigDict:
     """Read a model that is named, by itself or as ``cfg_path``."""
     if isinstance(model, dict) and 'cfg_path' not in model:
         return ConfigDict(model)
-    from mmcakd.models.teachers.build import _read_model_cfg
+    from mmcakd.models.teachers.build import read_model_cfg
 
     name = model if isinstance(model, str) else model['cfg_path']
-    return ConfigDict(_read_model_cfg(name, 'student'))
+    return ConfigDict(read_model_cfg(name, 'student'))
 
 
 def _without_pretraining(cfg):
@@ -184,20 +184,24 @@ def student_config(cfg: Config) -> Config:
     preprocessor = model.pop('data_preprocessor', None)
     preprocessor = preprocessor or cfg.get('data_preprocessor')
 
-    plain = {key: cfg[key] for key in _EVALUATION_KEYS if key in cfg}
+    plain = deepcopy({k: cfg[k] for k in _EVALUATION_KEYS if k in cfg})
     plain['default_scope'] = 'mmpretrain'
     if preprocessor is not None:
         plain['data_preprocessor'] = preprocessor
     plain['model'] = model
-    plain = Config(deepcopy(plain))
-    imports = deepcopy(cfg.get('custom_imports'))
-    if imports is not None:
-        if "'mmcakd." not in plain.pretty_text:
-            imports['imports'] = [
-                name for name in imports['imports'] if name != 'mmcakd'
-            ]
-        if imports['imports']:
-            plain.custom_imports = imports
+    if 'default_hooks' in plain:
+        plain['default_hooks'] = {
+            name: hook
+            for name, hook in plain['default_hooks'].items()
+            if hook is None or not hook.get('type', '').startswith('mmcakd.')
+        }
+    plain = Config(plain)
+
+    imports = deepcopy(cfg.get('custom_imports', dict(imports=[])))
+    if "'mmcakd." not in plain.pretty_text:
+        imports['imports'] = [m for m in imports['imports'] if m != 'mmcakd']
+    if imports['imports']:
+        plain.custom_imports = imports
     return plain
 
 

@@ -54,6 +54,9 @@ class CrossArchDistill(SingleTeacherDistill):
             ``img_size`` of the student's backbone, else of the teacher's.
         student_loss_weight (float): Factor on the student's own losses.
             Defaults to 1.
+        student_channels_last (bool): Whether the student's inputs and weights
+            use the channels-last memory format, which is faster for most
+            convolutional networks. Defaults to False.
         teacher_mode (str): ``'eval'`` or ``'train'``; see :class:`Teacher`.
         teacher_input_size (int | tuple[int, int], optional): See
             :class:`Teacher`. Defaults to the student's size.
@@ -101,6 +104,7 @@ class CrossArchDistill(SingleTeacherDistill):
         teacher_ckpt_ignore: Sequence[str] = (),
         input_size: Size | None = None,
         student_loss_weight: float = 1.0,
+        student_channels_last: bool = False,
         teacher_mode: str = 'eval',
         teacher_input_size: Size | None = None,
         teacher_precision: str | None = None,
@@ -156,6 +160,12 @@ class CrossArchDistill(SingleTeacherDistill):
         object.__setattr__(self, 'teacher', teacher)
         self.teacher.adapt_to(self.data_preprocessor)
         self.student_loss_weight = student_loss_weight
+        self.student_memory_format = (
+            torch.channels_last
+            if student_channels_last
+            else torch.preserve_format
+        )
+        self.student.to(memory_format=self.student_memory_format)
         self._prepare_distiller(input_size)
 
     def _prepare_distiller(self, input_size: Size | None) -> None:
@@ -251,6 +261,9 @@ class CrossArchDistill(SingleTeacherDistill):
         Returns:
             dict[str, Tensor]: ``student.*`` and ``distill.*``.
         """
+        batch_inputs = batch_inputs.contiguous(
+            memory_format=self.student_memory_format
+        )
         if self.distillation_stopped:
             student = self.student(batch_inputs, data_samples, mode='loss')
             distill = self.distiller.zero_losses()

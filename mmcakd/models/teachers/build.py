@@ -47,7 +47,7 @@ def build_model(
     if isinstance(source, BaseModel):
         return source
     if isinstance(source, str):
-        source = _read_model_cfg(source, role)
+        source = read_model_cfg(source, role)
     elif isinstance(source, dict) and 'cfg_path' in source:
         # MMRazor's spelling. Weights come from `teacher_ckpt`, which is
         # checked, rather than from `pretrained=True`, which is not.
@@ -57,7 +57,7 @@ def build_model(
                 'pretrained=False and name the file or URL in `teacher_ckpt` '
                 '(or `init_cfg` of a student)'
             )
-        source = _read_model_cfg(source['cfg_path'], role)
+        source = read_model_cfg(source['cfg_path'], role)
     if not isinstance(source, dict):
         raise TypeError(
             f'{role} should be a config dict, a config path, a model name or '
@@ -80,7 +80,7 @@ def build_model(
     return model
 
 
-def _read_model_cfg(name: str, role: str) -> dict:
+def read_model_cfg(name: str, role: str) -> dict:
     """Read the model of a config file with its data preprocessor."""
     if '::' in name:
         scope = name.partition('::')[0]

@@ -44,8 +44,10 @@ def read_checkpoint(path: str) -> dict:
     except Exception as error:
         detail = str(error).strip().split('\n')[0]
         code = re.search(r'GLOBAL (\S+)', str(error))
-        if isinstance(error, UnpicklingError) and code:
-            detail = code[1]
+        if isinstance(error, UnpicklingError):
+            # torch's own first line advises to switch the safety off.
+            detail = code[1] if code else 'not a pickle of weights'
+        if code:
             problem = (
                 'holds more than weights, and loading it could run code from '
                 'it, so it was not loaded. If you trust its source, save it '
