@@ -108,7 +108,7 @@ def render_scene(
     """Render one scene.
 
     Labels take turns (``index % len(CLASSES)``), so that any run of indices is
-    balanced. The geometry does not depend on ``size``.
+    balanced. All lengths are fractions of ``size``.
 
     Args:
         index (int): Number of the scene in its split.

@@ -84,7 +84,7 @@ def load_checkpoint(path: str | Path) -> dict:
             f'{path} holds more than weights and plain values and is not '
             f'loaded: {error}'
         ) from error
-    except (RuntimeError, EOFError) as error:
+    except (OSError, RuntimeError, EOFError) as error:
         raise ValueError(
             f'{path} is not a readable checkpoint (truncated?): {error}'
         ) from error
@@ -143,10 +143,10 @@ def _resolve_model(model: str | dict) -> ConfigDict:
     return ConfigDict(read_model_cfg(name, 'student'))
 
 
-def _without_pretraining(cfg):
-    """Drop what would fetch other weights while the model is built."""
+def without_pretraining(cfg):
+    """Drop from a config what fetches weights while a model is built."""
     if isinstance(cfg, (list, tuple)):
-        return type(cfg)(_without_pretraining(item) for item in cfg)
+        return type(cfg)(without_pretraining(item) for item in cfg)
     if not isinstance(cfg, dict):
         return cfg
     kept = {}
@@ -159,7 +159,7 @@ def _without_pretraining(cfg):
             and value.get('type') == 'Pretrained'
         ):
             continue
-        kept[key] = _without_pretraining(value)
+        kept[key] = without_pretraining(value)
     return type(cfg)(kept)
 
 
@@ -180,7 +180,8 @@ def student_config(cfg: Config) -> Config:
         model = _resolve_model(model)
         if 'data_preprocessor' in cfg.model:
             model.setdefault('data_preprocessor', cfg.model.data_preprocessor)
-    model = _without_pretraining(ConfigDict(model))
+    model = without_pretraining(ConfigDict(model))
+    model.pop('_scope_', None)
     preprocessor = model.pop('data_preprocessor', None)
     preprocessor = preprocessor or cfg.get('data_preprocessor')
 

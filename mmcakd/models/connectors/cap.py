@@ -199,3 +199,8 @@ class CAPConnector(BaseConnector):
                 'this projector has no learnable query: feed its input '
                 '`query`, or set `query_grid` or `shape_like`'
             )
+        if query is not None and query.shape[-1] != self.embed_dims:
+            raise ValueError(
+                f'this projector was built for tokens of width '
+                f'{self.embed_dims}, but got a query of {tuple(query.shape)}'
+            )

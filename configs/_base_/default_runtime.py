@@ -1,0 +1,15 @@
+_base_ = 'mmpretrain::_base_/default_runtime.py'
+
+# Registers the `mmcakd.` types and makes MMRazor importable.
+custom_imports = dict(imports=['mmcakd'], allow_failed_imports=False)
+
+default_hooks = dict(
+    # A checkpoint holds student, connectors, optimizer and EMA copies.
+    checkpoint=dict(max_keep_ckpts=3, save_best='auto'),
+    # A resumed run sees the same augmentations as an unbroken one.
+    seed=dict(type='mmcakd.SeedByEpochHook'),
+    # At the end, the student alone becomes a plain MMPretrain checkpoint.
+    export=dict(type='mmcakd.ExportStudentHook'),
+)
+
+randomness = dict(seed=0)

@@ -1,0 +1,11 @@
+# As published for students normalised by layers: ConvNeXt and Swin.
+_base_ = './scalekd.py'
+
+distiller = dict(
+    connectors=dict(
+        s3_original=dict(kappa=1.0, norm_cfg=dict(type='LN2d')),
+        s3_frequency=dict(kappa=1.0, norm_cfg=dict(type='LN2d')),
+        s4_original=dict(kappa=1.0, norm_cfg=dict(type='LN2d')),
+        s4_frequency=dict(kappa=1.0, norm_cfg=dict(type='LN2d')),
+    )
+)

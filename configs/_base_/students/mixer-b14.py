@@ -1,0 +1,3 @@
+_base_ = './mixer-b16.py'
+
+student = dict(backbone=dict(patch_size=14))

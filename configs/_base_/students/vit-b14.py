@@ -1,0 +1,3 @@
+_base_ = './vit-b16.py'
+
+student = dict(backbone=dict(patch_size=14))

@@ -1,0 +1,18 @@
+_base_ = [
+    '../_base_/students/mixer-b16.py',
+    '../_base_/teachers/swin-l.py',
+    '../_base_/methods/scalekd_8heads.py',
+    '../_base_/datasets/imagenet_bs128_randaug-m9_erase.py',
+    '../_base_/schedules/imagenet_bs1024_adamw_300e.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    type='mmcakd.CrossArchDistill',
+    architecture=_base_.student,
+    teacher=_base_.teacher,
+    teacher_ckpt=_base_.teacher_ckpt,
+    input_size=224,
+    student_loss_weight=0.5,
+    distiller=_base_.distiller,
+)

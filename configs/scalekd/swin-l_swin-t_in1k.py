@@ -1,0 +1,23 @@
+_base_ = [
+    '../_base_/students/swin-t.py',
+    '../_base_/teachers/swin-l.py',
+    '../_base_/methods/scalekd_layernorm.py',
+    '../_base_/datasets/imagenet_bs128_randaug-m9_erase.py',
+    '../_base_/schedules/imagenet_bs1024_adamw_300e.py',
+    '../_base_/default_runtime.py',
+]
+
+_base_.distiller.connectors.s3_original.update(num_heads=24)
+_base_.distiller.connectors.s3_frequency.update(num_heads=24)
+_base_.distiller.connectors.s4_original.update(num_heads=48)
+_base_.distiller.connectors.s4_frequency.update(num_heads=48)
+
+model = dict(
+    type='mmcakd.CrossArchDistill',
+    architecture=_base_.student,
+    teacher=_base_.teacher,
+    teacher_ckpt=_base_.teacher_ckpt,
+    input_size=224,
+    student_loss_weight=0.5,
+    distiller=_base_.distiller,
+)

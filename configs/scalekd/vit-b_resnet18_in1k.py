@@ -1,0 +1,29 @@
+# A pair of our own.
+_base_ = [
+    '../_base_/students/resnet18.py',
+    '../_base_/teachers/vit-b16.py',
+    '../_base_/methods/scalekd.py',
+    'mmpretrain::_base_/datasets/imagenet_bs32.py',
+    'mmpretrain::_base_/schedules/imagenet_bs256.py',
+    '../_base_/default_runtime.py',
+]
+
+_base_.distiller.connectors.s3_original.update(num_heads=12, kappa=1.0)
+_base_.distiller.connectors.s3_frequency.update(num_heads=12, kappa=1.0)
+_base_.distiller.connectors.s4_original.update(num_heads=12, kappa=1.0)
+_base_.distiller.connectors.s4_frequency.update(num_heads=12, kappa=1.0)
+
+_base_.distiller.distill_losses.loss_s3_original.loss_weight = 0.02
+_base_.distiller.distill_losses.loss_s4_original.loss_weight = 0.02
+_base_.distiller.distill_losses.loss_s3_frequency.loss_weight = 0.015
+_base_.distiller.distill_losses.loss_s4_frequency.loss_weight = 0.015
+
+model = dict(
+    type='mmcakd.CrossArchDistill',
+    architecture=_base_.student,
+    teacher=_base_.teacher,
+    teacher_ckpt=_base_.teacher_ckpt,
+    input_size=224,
+    student_loss_weight=0.5,
+    distiller=_base_.distiller,
+)
