@@ -113,10 +113,13 @@ def top1(model: nn.Module, images, labels) -> float:
     return (predicted == labels).float().mean().item() * 100
 
 
-def train(name, parameters, losses, data, val, model, args, epochs, lr, wd):
+def train(
+    name, parameters, losses, data, val, model, args, epochs, lr, wd, save
+):
     """Run AdamW with warm-up and cosine decay over ``epochs``.
 
-    ``losses`` maps a batch of images and labels to a dict of losses.
+    ``losses`` maps a batch of images and labels to a dict of losses; ``save``
+    is told the accuracy now and then.
     """
     images, labels = data
     decay = [p for p in parameters if p.ndim > 1]
@@ -151,11 +154,13 @@ def train(name, parameters, losses, data, val, model, args, epochs, lr, wd):
         scheduler.step()
         if (step + 1) % 200 == 0 or step + 1 == total:
             shown = ' '.join(f'{k} {float(v):.3f}' for k, v in parts.items())
+            accuracy = top1(model, *val)
             print(
                 f'{name} {step + 1}/{total} {shown} '
-                f'top-1 {top1(model, *val):.2f} % {time.time() - start:.0f} s',
+                f'top-1 {accuracy:.2f} % {time.time() - start:.0f} s',
                 flush=True,
             )
+            save(accuracy)
 
 
 def standardise(feature: torch.Tensor) -> torch.Tensor:
@@ -190,6 +195,7 @@ def main() -> None:
         args.cnn_epochs,
         lr=3e-3,
         wd=0.05,
+        save=lambda accuracy: None,
     )
     cnn.eval().requires_grad_(False)
 
@@ -221,6 +227,19 @@ def main() -> None:
             last=F.mse_loss(to_stage_4(pooled).float(), standardise(stage_4)),
         )
 
+    out = Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+    def save(accuracy: float) -> None:
+        meta = dict(
+            top1=round(accuracy, 2),
+            classes=list(CLASSES),
+            args={k: v for k, v in vars(args).items() if k != 'out'},
+        )
+        part = out.with_suffix('.part')
+        torch.save(dict(state_dict=vit.state_dict(), meta=meta), part)
+        part.replace(out)
+
     parameters = [
         parameter
         for module in (vit, to_stage_3, to_stage_4)
@@ -237,18 +256,9 @@ def main() -> None:
         args.epochs,
         lr=2e-3,
         wd=0.05,
+        save=save,
     )
-    meta = dict(
-        top1=round(top1(vit.eval(), *val), 2),
-        classes=list(CLASSES),
-        args={k: v for k, v in vars(args).items() if k != 'out'},
-    )
-    out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_suffix('.part')
-    torch.save(dict(state_dict=vit.state_dict(), meta=meta), part)
-    part.replace(out)
-    print(f'{out}: {out.stat().st_size / 1e6:.2f} MB, {meta["top1"]} % top-1')
+    print(f'{out}: {out.stat().st_size / 1e6:.2f} MB')
 
 
 if __name__ == '__main__':

@@ -261,7 +261,7 @@ class CrossArchDistill(SingleTeacherDistill):
         Returns:
             dict[str, Tensor]: ``student.*`` and ``distill.*``.
         """
-        batch_inputs = batch_inputs.contiguous(
+        batch_inputs = batch_inputs.to(
             memory_format=self.student_memory_format
         )
         if self.distillation_stopped:

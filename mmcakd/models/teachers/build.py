@@ -66,6 +66,9 @@ def build_model(
     cfg = {**source}
     if data_preprocessor is not None:
         cfg.setdefault('data_preprocessor', data_preprocessor)
+    if isinstance(cfg.get('data_preprocessor'), dict):
+        # MMPretrain's classifiers write their train_cfg into it.
+        cfg['data_preprocessor'] = {**cfg['data_preprocessor']}
     scope = str(cfg.get('type', '')).partition('.')
     if scope[1]:
         # `mmpretrain.ImageClassifier` has plain names inside.

@@ -110,16 +110,28 @@ def load_weights(
             message shows some of each.
     """
     state_dict = read_state_dict(path)
+    misshapen = {}
     try:
         keys = model.load_state_dict(state_dict, strict=False)
-        found = dict(
-            missing=keys.missing_keys, unexpected=keys.unexpected_keys
-        )
     except RuntimeError as error:
-        lines = str(error).strip().split('\n')[1:]
-        found = {'of another shape': [line.strip() for line in lines]}
+        # torch reports wrong shapes alone. Set aside, they show the rest.
+        misshapen = dict(
+            re.findall(r'size mismatch for (\S+): (.+)', str(error))
+        )
+        for key in misshapen:
+            state_dict.pop(key, None)
+        keys = model.load_state_dict(state_dict, strict=False)
+    found = dict(
+        missing=[key for key in keys.missing_keys if key not in misshapen],
+        unexpected=keys.unexpected_keys,
+    )
+    found['of another shape'] = list(misshapen)
     found = {
-        kind: [key for key in keys if not _tolerated(key, ignore)]
+        kind: [
+            f'{key}: {misshapen[key]}' if key in misshapen else key
+            for key in keys
+            if not _tolerated(key, ignore)
+        ]
         for kind, keys in found.items()
     }
     if any(found.values()):

@@ -116,10 +116,13 @@ class PlainViTTail(Tail):
 
     def context(self) -> tuple:
         """What this family hands to every block besides the tokens."""
-        shared_bias = getattr(self.backbone, 'rel_pos_bias', None)
         if type(self.backbone).__name__ == 'ViTEVA02':
             return (self.grid,)
-        return () if shared_bias is None else (shared_bias(),)
+        if not hasattr(self.backbone, 'rel_pos_bias'):
+            return ()
+        # A BEiT's blocks take a bias that they share, or None.
+        shared_bias = self.backbone.rel_pos_bias
+        return (shared_bias and shared_bias(),)
 
     def run(self, tokens: torch.Tensor) -> torch.Tensor:
         num_extra = self.backbone.num_extra_tokens

@@ -144,7 +144,7 @@ class Teacher(nn.Module):
             inputs = F.interpolate(
                 inputs, self.input_size, mode='bicubic', antialias=True
             )
-        return inputs.contiguous(memory_format=self.memory_format)
+        return inputs.to(memory_format=self.memory_format)
 
     def _precision_context(self, device: str) -> AbstractContextManager:
         if self.precision is None:

@@ -1,0 +1,446 @@
+"""Show what a distillation config makes, without training.
+
+Prints teacher and student, where their stages are, the connectors, the losses,
+the cost of a step in FLOPs and memory, and whether the data can be read. It
+downloads nothing. The exit status is 1 when the config does not build or the
+data cannot be read.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import init_default_scope
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+import mmcakd  # noqa: F401
+from mmcakd.models.algorithms import CrossArchDistill
+from mmcakd.models.recorders import StageOutputsRecorder
+from mmcakd.registry import MODELS
+from mmcakd.utils.export import without_pretraining
+
+BATCH = 2
+
+#: What torch's counter leaves out on a CPU.
+UNCOUNTED = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda query, key, value, *args, out_shape=None, **kwargs: (
+            sdpa_flop_count(query, key, value)
+        )
+    )
+}
+
+#: Values an optimizer keeps for each weight; 2 for those not listed.
+OPTIMIZER_STATES = dict(Lion=1, RMSprop=1)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config of a distillation')
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs='+',
+        help='size of the images, H [W] (default: input_size of the model)',
+    )
+    parser.add_argument(
+        '--load-teacher',
+        action='store_true',
+        help='load teacher_ckpt too, which may download it',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='override settings of the config: a.b=1 c="[1,2]" d="(x,y)"',
+    )
+    return parser.parse_args()
+
+
+class SavedForBackward:
+    """Bytes that autograd keeps until the backward, weights not counted."""
+
+    def __init__(self, weights: Iterator[torch.Tensor]) -> None:
+        self.weights = {w.untyped_storage().data_ptr() for w in weights}
+        self.storages: dict[int, int] = {}
+        self.kept: list[torch.Tensor] = []
+
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.weights:
+            self.storages[storage.data_ptr()] = storage.nbytes()
+            # So that no later tensor gets the same address.
+            self.kept.append(tensor.detach())
+        return tensor
+
+    @contextmanager
+    def measure(self) -> Iterator[None]:
+        hooks = torch.autograd.graph.saved_tensors_hooks
+        with hooks(self._pack, lambda tensor: tensor):
+            yield
+
+    @property
+    def total(self) -> int:
+        return sum(self.storages.values())
+
+
+class DryRun:
+    """One step of a distillation on blank images, looked at from all sides."""
+
+    def __init__(
+        self, cfg: Config, size: tuple[int, int] | None, load_teacher: bool
+    ) -> None:
+        self.cfg = cfg
+        self.model = build_model(cfg, load_teacher)
+        self.size = size or self.model._find_input_size(
+            cfg.model.get('input_size')
+        )
+        if self.size is None:
+            raise ValueError('say by --size how large the images are')
+        self.flops: dict[str, float] = {}
+        self.saved: dict[str, float] = {}
+        self.shapes: dict[str, str] = {}
+        self.stages: dict[str, list] = {}
+        self._run()
+
+    def _run(self) -> None:
+        model, distiller = self.model, self.model.distiller
+        inputs = torch.zeros(BATCH, 3, *self.size)
+        self.classes: dict[str, int] = {}
+        model.teacher.register_forward_hook(self._note_classes('teacher'))
+        with torch.no_grad():
+            logits = model.student.eval()(inputs, mode='tensor')
+        self._note_classes('student')(None, None, logits)
+        samples = blank_samples(self.classes['student'])
+        for recorders in self.recorders.values():
+            for recorder in recorders:
+                recorder.stages_to_keep = {0, 1, 2, 3}
+        for name, connector in distiller.connectors.items():
+            connector.register_forward_hook(self._note_shape(name))
+
+        model.train()
+        with self._measure('teacher'):
+            model._run_teacher(inputs, samples)
+        with self._measure('student'):
+            self.student_losses = model._run_student(inputs, samples)
+        for whose, recorders in self.recorders.items():
+            for recorder in recorders:
+                self.stages[whose] = describe_stages(recorder)
+        with self._measure('connectors'):
+            distiller.compute_distill_losses(samples)
+
+    @contextmanager
+    def _measure(self, part: str) -> Iterator[None]:
+        saved = SavedForBackward(
+            [*self.model.parameters(), *self.model.teacher.parameters()]
+        )
+        counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED)
+        with counter, saved.measure():
+            yield
+        self.flops[part] = counter.get_total_flops() / BATCH
+        self.saved[part] = saved.total / BATCH
+
+    @property
+    def recorders(self) -> dict[str, list[StageOutputsRecorder]]:
+        distiller = self.model.distiller
+        return {
+            whose: [
+                recorder
+                for recorder in manager.recorders.values()
+                if isinstance(recorder, StageOutputsRecorder)
+            ]
+            for whose, manager in (
+                ('student', distiller.student_recorders),
+                ('teacher', distiller.teacher_recorders),
+            )
+        }
+
+    def _note_classes(self, whose: str):
+        def note(module, inputs, logits) -> None:
+            self.classes[whose] = logits.shape[-1]
+
+        return note
+
+    def _note_shape(self, name: str):
+        def note(module, inputs, outputs) -> None:
+            several = isinstance(outputs, tuple)
+            shapes = [shape(o) for o in (outputs if several else [outputs])]
+            self.shapes[name] = ', '.join(shapes)
+
+        return note
+
+
+def build_model(cfg: Config, load_teacher: bool) -> CrossArchDistill:
+    if 'architecture' not in cfg.model:
+        raise ValueError(
+            'this is no distillation config: model has no architecture'
+        )
+    model = without_pretraining(cfg.model)
+    if not load_teacher:
+        model.pop('teacher_ckpt', None)
+    if 'data_preprocessor' in cfg:
+        model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    model = MODELS.build(model)
+    if not isinstance(model, CrossArchDistill):
+        raise ValueError(
+            f'the model is a {type(model).__name__}; a dry run knows '
+            'mmcakd.CrossArchDistill only'
+        )
+    return model
+
+
+def blank_samples(classes: int) -> list:
+    from mmpretrain.structures import DataSample
+
+    score = torch.eye(classes)[0]
+    return [
+        DataSample().set_gt_label(0).set_gt_score(score) for _ in range(BATCH)
+    ]
+
+
+def describe_stages(recorder: StageOutputsRecorder) -> list:
+    return [
+        (tap.source, tap.layout, shape(recorder.get_record_data(data_idx=i)))
+        for i, tap in enumerate(recorder.taps)
+    ]
+
+
+def shape(tensor: torch.Tensor) -> str:
+    """Shape of one sample: ``C x H x W``."""
+    return ' x '.join(map(str, tensor.shape[1:]))
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def millions(number: float) -> str:
+    return f'{number / 1e6:,.2f} M'
+
+
+def giga(number: float) -> str:
+    return f'{number / 1e9:,.2f} G'
+
+
+def mebibytes(number: float) -> str:
+    return f'{number / 2**20:,.0f} MiB'
+
+
+def table(title: str, *columns: str) -> Table:
+    made = Table(title=title, title_justify='left')
+    for column in columns:
+        numeric = column in ('parameters', 'FLOPs', 'weight', 'memory')
+        side = 'right' if numeric else 'left'
+        made.add_column(column, justify=side, overflow='fold')
+    return made
+
+
+def models_table(run: DryRun) -> Table:
+    model, cfg = run.model, run.cfg.model
+    made = table('Models', '', 'type', 'parameters', 'images', 'weights from')
+    for name, network, size, weights in (
+        ('student', model.student, run.size, 'scratch'),
+        (
+            'teacher',
+            model.teacher.model,
+            model.teacher.input_size or run.size,
+            cfg.get('teacher_ckpt') or 'NOWHERE: set teacher_ckpt',
+        ),
+    ):
+        backbone = getattr(network, 'backbone', network)
+        made.add_row(
+            name,
+            f'{type(network).__name__} ({type(backbone).__name__})',
+            millions(count(network)),
+            ' x '.join(map(str, size)),
+            weights,
+        )
+    return made
+
+
+def stages_table(run: DryRun) -> Table:
+    made = table('Stages', '', 'stage', 'path', 'layout', 'map')
+    for whose, stages in run.stages.items():
+        for index, stage in enumerate(stages):
+            made.add_row(whose, str(index + 1), *stage)
+    return made
+
+
+def connectors_table(run: DryRun) -> Table:
+    distiller = run.model.distiller
+    made = table('Connectors', '', 'type', 'reads', 'output', 'parameters')
+    for name, connector in distiller.connectors.items():
+        inputs = distiller.connector_inputs.get(name, {})
+        made.add_row(
+            name,
+            type(connector).__name__,
+            ', '.join(map(reference, inputs.values())),
+            run.shapes.get(name, ''),
+            f'{count(connector):,}',
+        )
+    return made
+
+
+def reference(ref: dict) -> str:
+    """A short name of a record, connector or label."""
+    if 'label' in ref:
+        return f'{ref["label"]} labels'
+    if 'recorder' in ref:
+        whose = 'student' if ref['from_student'] else 'teacher'
+        name = f"{whose}'s {ref['recorder']}"
+        index = ref.get('data_idx')
+    else:
+        name, index = ref['connector'], ref.get('connector_idx')
+    return name if index is None else f'{name}[{index}]'
+
+
+def losses_table(run: DryRun) -> Table:
+    distiller = run.model.distiller
+    made = table('Losses', '', 'type', 'weight', 'reads')
+    for name in run.student_losses:
+        if 'loss' in name:
+            weight = f'{run.model.student_loss_weight:g}'
+            head = type(run.model.student.head).__name__
+            made.add_row(f'student.{name}', head, weight, 'hard labels')
+    for name, mapping in distiller.loss_forward_mappings.items():
+        loss = distiller.distill_losses[name]
+        made.add_row(
+            f'distill.{name}',
+            type(loss).__name__,
+            f'{getattr(loss, "loss_weight", 1):g}',
+            ', '.join(f'{k}: {reference(r)}' for k, r in mapping.items()),
+        )
+    return made
+
+
+def cost_table(run: DryRun) -> Table:
+    """FLOPs an image and memory of a batch, both in float32."""
+    batch = run.cfg.get('train_dataloader', {}).get('batch_size', 1)
+    optimizer = run.cfg.get('optim_wrapper', {}).get('optimizer', {})
+    states = OPTIMIZER_STATES.get(optimizer.get('type'), 2)
+    if optimizer.get('type') == 'SGD':
+        states = int(bool(optimizer.get('momentum')))
+
+    made = table(
+        f'Cost: FLOPs an image, memory of a batch of {batch}, float32',
+        '',
+        'FLOPs',
+        'memory',
+        'made of',
+    )
+    flops = memory = 0
+    model = run.model
+    for name, module in (
+        ('teacher', model.teacher),
+        ('student', model.student),
+        ('connectors', model.distiller),
+    ):
+        trained = name != 'teacher'
+        part = run.flops[name] * (3 if trained else 1)
+        weights = count(module) * 4 * (2 + states if trained else 1)
+        saved = run.saved[name] * batch
+        kept = 'weights, gradients, optimizer' if trained else 'weights'
+        made.add_row(
+            name,
+            giga(part),
+            mebibytes(weights + saved),
+            f'{kept} {mebibytes(weights)}, for backward {mebibytes(saved)}',
+        )
+        flops += part
+        memory += weights + saved
+    made.add_section()
+    made.add_row('step', giga(flops), mebibytes(memory), '')
+    made.caption = (
+        'What is trained counts three times its forward; a multiplication '
+        'with an addition is two FLOPs.'
+    )
+    return made
+
+
+def innermost(dataset: dict) -> dict:
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset
+
+
+def check_split(cfg: Config, split: str, run: DryRun) -> tuple[str, bool]:
+    """Read the first image of a split; say what was found, and if it fits."""
+    from mmpretrain.registry import DATASETS
+
+    cfg = cfg[f'{split}_dataloader'].dataset
+    root = innermost(cfg).get('data_root') or ''
+    if root and not os.path.isdir(root):
+        return f'there is no folder {root}', False
+    try:
+        dataset = DATASETS.build(cfg)
+        image = dataset.get_data_info(0).get('img_path', 'the first image')
+    except Exception as error:
+        return f'the index of {root} cannot be read: {error}', False
+    try:
+        inputs = dataset.prepare_data(0)['inputs']
+    except Exception as error:
+        return f'{image} cannot be read: {error}', False
+    size = tuple(inputs.shape[-2:])
+    classes = len(dataset.metainfo.get('classes') or ())
+    found = f'{len(dataset)} images, {" x ".join(map(str, size))}'
+    if classes:
+        found += f', {classes} classes'
+        if classes != run.classes['student']:
+            return f'{found}; the student has another number', False
+    if split == 'train' and size != run.size:
+        return f'{found}; the models were read at another size', False
+    return found, True
+
+
+def checks_table(cfg: Config, run: DryRun) -> tuple[Table, bool]:
+    checks = {}
+    classes = run.classes
+    checks['classes'] = (
+        f'student {classes["student"]}, teacher {classes["teacher"]}',
+        classes['student'] == classes['teacher'],
+    )
+    for split in ('train', 'val', 'test'):
+        if cfg.get(f'{split}_dataloader') is not None:
+            checks[split] = check_split(cfg, split, run)
+    made = table('Checks', '', '', 'found')
+    for name, (found, fine) in checks.items():
+        made.add_row(name, 'ok' if fine else 'PROBLEM', found)
+    return made, all(fine for _, fine in checks.values())
+
+
+def main() -> int:
+    args = parse_args()
+    # Wide enough for paths where the output is no terminal.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    size = args.size and (args.size[0], args.size[-1])
+    try:
+        run = DryRun(cfg, size, args.load_teacher)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        print(f'{args.config} does not build: {error}', file=sys.stderr)
+        return 1
+    checks, fine = checks_table(cfg, run)
+    for made in (
+        models_table(run),
+        stages_table(run),
+        connectors_table(run),
+        losses_table(run),
+        cost_table(run),
+        checks,
+    ):
+        if made.row_count:
+            console.print(made)
+    return 0 if fine else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

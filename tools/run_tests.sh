@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Lint and tests: bash tools/run_tests.sh [pytest arguments]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
+cd "$REPO"
+"$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
+"$PYTHON" -m pytest "$@"

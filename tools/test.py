@@ -1,0 +1,88 @@
+"""Evaluate the student of a distillation, or any MMPretrain model.
+
+The teacher is neither built nor loaded: a distillation config stands for its
+student, and a distillation checkpoint for the student's weights in it.
+"""
+
+import argparse
+import os
+import os.path as osp
+
+import mmengine
+from mmengine.config import Config, DictAction
+from mmengine.evaluator import DumpResults
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from mmcakd.engine.launcher import prepare_cpu_launcher
+from mmcakd.utils import load_checkpoint, student_config, student_state_dict
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config of the run, or a plain one')
+    parser.add_argument('checkpoint', help='checkpoint of a run, or exported')
+    parser.add_argument('--work-dir', help='where the log goes')
+    parser.add_argument(
+        '--out', help='file for the metrics (.json), or predictions (.pkl)'
+    )
+    parser.add_argument(
+        '--ema',
+        action=argparse.BooleanOptionalAction,
+        help='evaluate the averaged weights, or the trained ones (default: '
+        'the averaged ones where there are any)',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='override settings of the config: a.b=1 c="[1,2]" d="(x,y)"',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes of a distributed job were started',
+    )
+    # torch.distributed.launch passes it; torchrun sets the variable instead.
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0)
+    args = parser.parse_args()
+    if args.out and not args.out.endswith(('.json', '.pkl')):
+        parser.error('--out must end in .json or .pkl')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    weights = student_state_dict(load_checkpoint(args.checkpoint), args.ema)
+
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    name = osp.splitext(osp.basename(args.config))[0]
+    work_dir = args.work_dir or cfg.get('work_dir')
+    cfg = student_config(cfg)
+    cfg.work_dir = work_dir or osp.join('work_dirs', name)
+    cfg.launcher = args.launcher
+    if args.launcher != 'none':
+        prepare_cpu_launcher(cfg)
+
+    runner = Runner.from_cfg(cfg)
+    model = runner.model
+    if is_model_wrapper(model):
+        model = model.module
+    model.load_state_dict(weights)
+    if args.out and args.out.endswith('.pkl'):
+        runner.test_evaluator.metrics.append(DumpResults(args.out))
+    metrics = runner.test()
+    if (
+        args.out
+        and args.out.endswith('.json')
+        and mmengine.dist.is_main_process()
+    ):
+        mmengine.dump(metrics, args.out)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,121 @@
+"""Train a model by its config: a distillation, or any MMPretrain one."""
+
+import argparse
+import os
+import os.path as osp
+
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+import mmcakd  # noqa: F401
+from mmcakd.engine.launcher import prepare_cpu_launcher
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='train config file')
+    parser.add_argument('--work-dir', help='where logs and checkpoints go')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='resume from this checkpoint, or without a value from the '
+        'latest one in the work directory, if there is one',
+    )
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='train with automatic mixed precision: float16 with loss '
+        'scaling on an accelerator, bfloat16 on a CPU',
+    )
+    parser.add_argument(
+        '--no-validate',
+        action='store_true',
+        help='do not evaluate during training',
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by the actual batch size over '
+        '`auto_scale_lr.base_batch_size` of the config',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='override settings of the config: a.b=1 c="[1,2]" d="(x,y)"',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes of a distributed job were started',
+    )
+    # torch.distributed.launch passes it; torchrun sets the variable instead.
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def set_dataloader_defaults(cfg: Config) -> None:
+    """Fill in what MMPretrain's configs leave to its train.py."""
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(name) is not None:
+            defaults = ConfigDict(
+                pin_memory=get_device() != 'cpu',
+                persistent_workers=cfg[name].get('num_workers', 0) > 0,
+                collate_fn=dict(type='default_collate'),
+            )
+            cfg[name] = ConfigDict(defaults, **cfg[name])
+
+
+def use_mixed_precision(cfg: Config) -> None:
+    if get_device() == 'cpu':
+        cfg.optim_wrapper.type = 'mmcakd.BF16OptimWrapper'
+    else:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def merge_args(cfg: Config, args: argparse.Namespace) -> None:
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        name = osp.splitext(osp.basename(args.config))[0]
+        cfg.work_dir = osp.join('work_dirs', name)
+
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.amp:
+        use_mixed_precision(cfg)
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.auto_scale_lr:
+        if 'auto_scale_lr' not in cfg:
+            raise ValueError(
+                '--auto-scale-lr needs the batch size that the learning rate '
+                'was meant for: auto_scale_lr = dict(base_batch_size=...)'
+            )
+        cfg.auto_scale_lr.enable = True
+    cfg.merge_from_dict(args.cfg_options)
+    set_dataloader_defaults(cfg)
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = Config.fromfile(args.config)
+    merge_args(cfg, args)
+    if args.launcher != 'none':
+        prepare_cpu_launcher(cfg)
+    build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
+    build(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
