@@ -7,7 +7,10 @@ imported; nothing is forked and no file on disk is changed.
 """
 
 import importlib
+import os
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 from pickle import UnpicklingError
 from types import ModuleType
 
@@ -72,9 +75,6 @@ def declare_torchvision_ops() -> None:
 
     Unnecessary once torchvision guards these registrations.
     """
-    from importlib.util import find_spec
-    from pathlib import Path
-
     if 'torchvision' in sys.modules:
         return
     spec = find_spec('torchvision')
@@ -198,6 +198,33 @@ def give_soft_target_loss_its_criterion() -> None:
         module.soft_cross_entropy = soft_cross_entropy
 
 
+def find_editable_installs() -> None:
+    """Let ``package::config.py`` find packages installed for development.
+
+    MMEngine looks for a package beside its metadata. Since PEP 660 an
+    editable install keeps the metadata alone in site-packages, and the
+    configs of such a package are not found.
+
+    Unnecessary once MMEngine asks the import system.
+    """
+    from mmengine.config import config
+    from mmengine.hub import hub
+
+    original = config.get_installed_path
+    if getattr(original, 'finds_editable_installs', False):
+        return
+
+    def get_installed_path(package: str) -> str:
+        path = original(package)
+        spec = find_spec(package)
+        if not os.path.exists(path) and spec and spec.origin:
+            return os.path.dirname(spec.origin)
+        return path
+
+    get_installed_path.finds_editable_installs = True
+    config.get_installed_path = hub.get_installed_path = get_installed_path
+
+
 #: In the order they are applied: the first ones make later imports possible.
 FIXES = (
     declare_torchvision_ops,
@@ -205,6 +232,7 @@ FIXES = (
     trust_mmengine_checkpoints,
     see_plain_dicts_of_modules,
     give_soft_target_loss_its_criterion,
+    find_editable_installs,
 )
 
 

@@ -99,9 +99,7 @@ class DryRun:
     ) -> None:
         self.cfg = cfg
         self.model = build_model(cfg, load_teacher)
-        self.size = size or self.model._find_input_size(
-            cfg.model.get('input_size')
-        )
+        self.size = size or self.model.input_size
         if self.size is None:
             raise ValueError('say by --size how large the images are')
         self.flops: dict[str, float] = {}

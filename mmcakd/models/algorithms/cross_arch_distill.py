@@ -166,17 +166,17 @@ class CrossArchDistill(SingleTeacherDistill):
             else torch.preserve_format
         )
         self.student.to(memory_format=self.student_memory_format)
-        self._prepare_distiller(input_size)
+        self.input_size = self._find_input_size(input_size)
+        self._prepare_distiller()
 
-    def _prepare_distiller(self, input_size: Size | None) -> None:
+    def _prepare_distiller(self) -> None:
         """Let the distiller read both models at the training size."""
         own = [
             module
             for module in self.distiller.modules()
             if type(module).__module__.startswith('mmcakd.')
         ]
-        size = self._find_input_size(input_size)
-        if size is None:
+        if self.input_size is None:
             if any(isinstance(module, BaseConnector) for module in own):
                 raise ValueError(
                     'the connectors read widths and grids from the models; '
@@ -187,9 +187,7 @@ class CrossArchDistill(SingleTeacherDistill):
         # MMRazor's and know their sizes.
         if len(own) > 1:
             self.distiller.prepare(
-                self.student,
-                self.teacher,
-                lambda: self._run_example(size),
+                self.student, self.teacher, self._run_example
             )
 
     def _find_input_size(self, given: Size | None) -> tuple[int, int] | None:
@@ -203,11 +201,11 @@ class CrossArchDistill(SingleTeacherDistill):
                 return (size, size) if isinstance(size, int) else tuple(size)
         return None
 
-    def _run_example(self, size: tuple[int, int]) -> list:
+    def _run_example(self) -> list:
         """Run both models on two blank images, as in a training step."""
         from mmpretrain.structures import DataSample
 
-        inputs = torch.zeros(2, 3, *size)
+        inputs = torch.zeros(2, 3, *self.input_size)
         was_training = self.student.training
         self.student.eval()
         for whose, model, recorders in (
@@ -225,7 +223,8 @@ class CrossArchDistill(SingleTeacherDistill):
                     'algorithm'
                 )
                 raise ValueError(
-                    f'the {whose} cannot run on images of {size}: '
+                    f'the {whose} cannot run on images of '
+                    f'{self.input_size}: '
                     f'{error or type(error).__name__}; {cure}'
                 ) from error
         self.student.train(was_training)

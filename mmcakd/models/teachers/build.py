@@ -5,6 +5,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.model import BaseModel
+from mmengine.registry import DefaultScope
 
 from mmcakd.registry import MODELS
 
@@ -69,10 +70,13 @@ def build_model(
     if isinstance(cfg.get('data_preprocessor'), dict):
         # MMPretrain's classifiers write their train_cfg into it.
         cfg['data_preprocessor'] = {**cfg['data_preprocessor']}
-    scope = str(cfg.get('type', '')).partition('.')
-    if scope[1]:
+    scope, prefixed, _ = str(cfg.get('type', '')).partition('.')
+    if prefixed:
         # `mmpretrain.ImageClassifier` has plain names inside.
-        cfg.setdefault('_scope_', scope[0])
+        cfg.setdefault('_scope_', scope)
+    elif DefaultScope.get_current_instance() is None:
+        # In a script without a Runner.
+        cfg.setdefault('_scope_', 'mmpretrain')
     model = MODELS.build(cfg)
     if not isinstance(model, BaseModel):
         raise TypeError(

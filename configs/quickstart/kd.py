@@ -1,0 +1,17 @@
+_base_ = [
+    './_base_/student.py',
+    './_base_/teacher.py',
+    '../_base_/methods/kd.py',
+    './_base_/data.py',
+    './_base_/schedule.py',
+]
+
+model = dict(
+    type='mmcakd.CrossArchDistill',
+    architecture=_base_.student,
+    teacher=_base_.teacher,
+    teacher_ckpt=_base_.teacher_ckpt,
+    input_size=64,
+    student_loss_weight=0.5,
+    distiller=_base_.distiller,
+)

@@ -1,0 +1,7 @@
+_base_ = [
+    './_base_/student.py',
+    './_base_/data.py',
+    './_base_/schedule.py',
+]
+
+model = _base_.student

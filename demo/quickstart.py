@@ -1,0 +1,537 @@
+"""Distil a small ViT into a small ResNet, three ways, and report.
+
+    bash tools/quickstart.sh [--seeds 0 1 2] [--methods ...] [--smoke]
+
+Renders a data set, trains the same student alone, with logit distillation and
+with ScaleKD on the same schedule and seeds, and writes a table, curves, the
+ScaleKD student as a plain MMPretrain checkpoint and what it says of some
+held-out images. Run again, it reuses what is finished and resumes what is not.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import matplotlib
+import torch
+from mmengine.config import Config
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+matplotlib.use('Agg')
+warnings.simplefilter('ignore')
+from matplotlib import pyplot  # noqa: E402
+
+from mmcakd.utils import export_student  # noqa: E402
+from mmcakd.version import __version__  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / 'configs' / 'quickstart'
+METHODS = dict(student_alone='student alone', kd='logit KD', scalekd='ScaleKD')
+SMOKE = ['--num-train', '64', '--num-val', '48']
+
+console = Console(width=None if sys.stdout.isatty() else 120)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument(
+        '--seeds', type=int, nargs='+', default=[0], help='one run for each'
+    )
+    parser.add_argument(
+        '--methods',
+        nargs='+',
+        choices=METHODS,
+        default=list(METHODS),
+        help='which of them (default: all)',
+    )
+    parser.add_argument(
+        '--epochs', type=int, help='other than the config says'
+    )
+    parser.add_argument(
+        '--smoke',
+        action='store_true',
+        help='a few images and one epoch, to see that all of it works',
+    )
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        help='where everything goes (default: work_dirs/quickstart)',
+    )
+    args = parser.parse_args()
+    if args.smoke and args.epochs is None:
+        args.epochs = 1
+    name = 'quickstart_smoke' if args.smoke else 'quickstart'
+    args.work_dir = (args.work_dir or ROOT / 'work_dirs' / name).resolve()
+    args.seeds = list(dict.fromkeys(args.seeds))
+    return args
+
+
+# ------------------------------------------------------------------- training
+
+
+@dataclass
+class Result:
+    """What a training run came to.
+
+    Attributes:
+        method (str): Name of its config.
+        seed (int): Its seed.
+        curve (dict[int, float]): Top-1 on held-out images by epoch.
+        seconds (float): Wall time.
+    """
+
+    method: str
+    seed: int
+    curve: dict[int, float]
+    seconds: float
+
+    @property
+    def top1(self) -> float:
+        """Top-1 after the last epoch."""
+        return self.curve[max(self.curve)]
+
+
+def render_data(args: argparse.Namespace) -> Path:
+    # The folder of the configs, so that tools/train.py finds it there too.
+    data = args.work_dir / 'shapes' if args.smoke else ROOT / 'data/shapes'
+    tool = ROOT / 'tools/dataset_converters/render_shapes.py'
+    options = SMOKE if args.smoke else []
+    run([sys.executable, tool, data, *options], say=console.print)
+    return data
+
+
+def configure(
+    method: str, seed: int, data: Path, args: argparse.Namespace
+) -> Config:
+    cfg = Config.fromfile(CONFIGS / f'{method}.py')
+    cfg.randomness.seed = seed
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset.data_root = str(data)
+    if 'teacher_ckpt' in cfg.model:
+        cfg.model.teacher_ckpt = str(ROOT / cfg.model.teacher_ckpt)
+    if args.epochs is not None:
+        warmup, cosine = cfg.param_scheduler
+        warmup.end = cosine.begin = round(
+            warmup.end * args.epochs / cfg.train_cfg.max_epochs
+        )
+        cosine.end = cfg.train_cfg.max_epochs = args.epochs
+        cosine.T_max = cosine.end - cosine.begin
+        if not warmup.end:
+            cfg.param_scheduler = [cosine]
+        interval = min(cfg.train_cfg.val_interval, args.epochs)
+        cfg.train_cfg.val_interval = interval
+    return cfg
+
+
+def fingerprint(cfg: Config, data: Path) -> str:
+    """Tell apart runs that would not come out the same."""
+    digest = hashlib.sha256(cfg.pretty_text.encode())
+    files = sorted((ROOT / 'mmcakd').rglob('*.py')) + [data / 'manifest.json']
+    if 'teacher_ckpt' in cfg.model:
+        files.append(Path(cfg.model.teacher_ckpt))
+    for file in files:
+        digest.update(file.read_bytes())
+    digest.update(torch.__version__.encode())
+    return digest.hexdigest()
+
+
+def train(
+    cfg: Config, method: str, work_dir: Path, stamp: str
+) -> tuple[Result, bool]:
+    """Train in a process of its own, or reuse what a former one came to.
+
+    Returns:
+        tuple[Result, bool]: The result, and whether it is a former one.
+    """
+    seed = cfg.randomness.seed
+    done, started = work_dir / 'result.json', work_dir / 'started'
+    former = started.read_text() if started.is_file() else None
+    if former != stamp and work_dir.exists():
+        if former is None:
+            raise SystemExit(
+                f'{work_dir} was not made by the quick start: move it away, '
+                'or choose another --work-dir'
+            )
+        shutil.rmtree(work_dir)
+    if done.is_file():
+        result = json.loads(done.read_text())
+        curve = {int(epoch): top1 for epoch, top1 in result['curve'].items()}
+        return Result(**result | dict(curve=curve)), True
+
+    work_dir.mkdir(parents=True, exist_ok=True)
+    started.write_text(stamp)
+    cfg.dump(work_dir / 'config.py')
+    start = time.perf_counter()
+    with Watch(f'{METHODS[method]}, seed {seed}', cfg) as watch:
+        run(
+            [
+                sys.executable,
+                ROOT / 'tools/train.py',
+                work_dir / 'config.py',
+                '--work-dir',
+                work_dir,
+                '--resume',
+            ],
+            say=watch.read,
+            log=work_dir / 'train.log',
+        )
+    result = Result(
+        method, seed, read_curve(work_dir), time.perf_counter() - start
+    )
+    done.write_text(json.dumps(asdict(result)))
+    return result, False
+
+
+def run(
+    command: list, say: Callable[[str], None], log: Path | None = None
+) -> None:
+    """Run a command; hand its lines on, and stop with the last ones."""
+    lines: list[str] = []
+    process = subprocess.Popen(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | dict(PYTHONUNBUFFERED='1', PYTHONWARNINGS='ignore'),
+    )
+    try:
+        with open(log or os.devnull, 'a') as file:
+            for line in process.stdout:
+                file.write(line)
+                lines.append(line.rstrip())
+                say(line.rstrip())
+    except KeyboardInterrupt:
+        process.terminate()
+        raise
+    finally:
+        code = process.wait()
+    if code:
+        where = f'; all of it: {log}' if log else ''
+        raise SystemExit(
+            '\n'.join(lines[-20:]) + f'\n{command[1]} ended with {code}{where}'
+        )
+
+
+class Watch:
+    """Progress of a training: a bar on a terminal, lines elsewhere."""
+
+    STEP = re.compile(r'Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\]')
+    SCORE = re.compile(r'Epoch\(val\) \[(\d+)\].*accuracy/top1: ([\d.]+)')
+
+    def __init__(self, name: str, cfg: Config) -> None:
+        self.name = name
+        self.epochs = cfg.train_cfg.max_epochs
+        self.bar = Progress(
+            TextColumn('{task.description}'),
+            BarColumn(),
+            TextColumn('{task.fields[top1]}'),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> 'Watch':
+        self.bar.start()
+        self.task = self.bar.add_task(self.name, total=self.epochs, top1='')
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.bar.stop()
+
+    def read(self, line: str) -> None:
+        if step := self.STEP.search(line):
+            epoch, iteration, iterations = map(int, step.groups())
+            done = epoch - 1 + iteration / iterations
+            self.bar.update(self.task, completed=done)
+        elif score := self.SCORE.search(line):
+            epoch, top1 = int(score[1]), f'top-1 {float(score[2]):.1f} %'
+            self.bar.update(self.task, completed=epoch, top1=top1)
+            if not console.is_terminal:
+                console.print(
+                    f'{self.name}: epoch {epoch}/{self.epochs}, {top1}'
+                )
+
+
+def read_curve(work_dir: Path) -> dict[int, float]:
+    """Top-1 by epoch, over all parts of a run that was resumed."""
+    curve = {}
+    for scalars in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in scalars.read_text().splitlines():
+            scalar = json.loads(line)
+            if 'accuracy/top1' in scalar:
+                curve[scalar['step']] = scalar['accuracy/top1']
+    return dict(sorted(curve.items()))
+
+
+def test_teacher(data: Path, work_dir: Path) -> float:
+    """Top-1 of the teacher, as tools/test.py finds it."""
+    out = work_dir / 'metrics.json'
+    teacher = Config.fromfile(CONFIGS / 'teacher.py')
+    command = [
+        sys.executable,
+        ROOT / 'tools/test.py',
+        CONFIGS / 'teacher.py',
+        ROOT / teacher.teacher_ckpt,
+        '--work-dir',
+        work_dir,
+        '--out',
+        out,
+        '--cfg-options',
+        f'test_dataloader.dataset.data_root={data}',
+    ]
+    work_dir.mkdir(parents=True, exist_ok=True)
+    run(command, say=lambda line: None, log=work_dir / 'test.log')
+    return json.loads(out.read_text())['accuracy/top1']
+
+
+# ------------------------------------------------------------------ reporting
+
+
+def mean_std(values: list[float]) -> str:
+    mean = statistics.mean(values)
+    if len(values) == 1:
+        return f'{mean:.1f}'
+    return f'{mean:.1f} ± {statistics.stdev(values):.1f}'
+
+
+def table_rows(results: list[Result], teacher: float) -> list[list[str]]:
+    by_method: dict[str, list[Result]] = {}
+    for result in results:
+        by_method.setdefault(result.method, []).append(result)
+    alone = {r.seed: r.top1 for r in by_method.get('student_alone', [])}
+    rows = [['teacher (ViT)', f'{teacher:.1f}', '', '']]
+    for method, runs in by_method.items():
+        gains = [r.top1 - alone[r.seed] for r in runs if r.seed in alone]
+        is_gain = gains and method != 'student_alone'
+        rows.append(
+            [
+                METHODS[method],
+                mean_std([r.top1 for r in runs]),
+                f'{statistics.mean(gains):+.1f}' if is_gain else '',
+                f'{statistics.mean(r.seconds for r in runs):.0f}',
+            ]
+        )
+    return rows
+
+
+def column_names(args: argparse.Namespace) -> list[str]:
+    seeds = len(args.seeds)
+    top1 = 'top-1 %' if seeds == 1 else f'top-1 %, {seeds} seeds'
+    return ['', top1, 'gain', 'seconds']
+
+
+def print_table(rows: list[list[str]], args: argparse.Namespace) -> None:
+    table = Table(title='Held-out images', title_justify='left')
+    for name in column_names(args):
+        table.add_column(name, justify='right' if name else 'left')
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def draw_curves(results: list[Result], teacher: float, out: Path) -> None:
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    for method, name in METHODS.items():
+        curves = [r.curve for r in results if r.method == method]
+        if not curves:
+            continue
+        epochs = sorted(set.intersection(*map(set, curves)))
+        points = [[curve[epoch] for curve in curves] for epoch in epochs]
+        means = [statistics.mean(point) for point in points]
+        (line,) = axes.plot(epochs, means, marker='.', label=name)
+        axes.fill_between(
+            epochs,
+            list(map(min, points)),
+            list(map(max, points)),
+            color=line.get_color(),
+            alpha=0.15,
+        )
+    axes.axhline(teacher, color='grey', linestyle='--', label='teacher')
+    axes.set(xlabel='epoch', ylabel='top-1 on held-out images, %')
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(out, dpi=120)
+    pyplot.close(figure)
+
+
+def draw_predictions(checkpoint: Path, data: Path, out: Path) -> str:
+    """Show MMPretrain's inferencer an image of each class."""
+    from mmpretrain import ImageClassificationInferencer
+
+    inferencer = ImageClassificationInferencer(
+        str(checkpoint.with_suffix('.py')), pretrained=str(checkpoint)
+    )
+    inferencer.show_progress = False
+    folders = sorted(path for path in (data / 'val').iterdir())
+    images = [min(folder.iterdir()) for folder in folders]
+    predictions = inferencer(list(map(str, images)), batch_size=len(images))
+
+    columns = 6
+    rows = -(-len(images) // columns)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(2 * columns, 2.3 * rows), squeeze=False
+    )
+    right = 0
+    for axis in axes.flat:
+        axis.axis('off')
+    for axis, image, prediction in zip(
+        axes.flat[: len(images)], images, predictions, strict=True
+    ):
+        fine = prediction['pred_class'] == image.parent.name
+        right += fine
+        axis.imshow(pyplot.imread(image))
+        axis.set_title(
+            f'{prediction["pred_class"]}\n{prediction["pred_score"]:.0%}'
+            + ('' if fine else f', is {image.parent.name}'),
+            fontsize=8,
+            color='darkgreen' if fine else 'crimson',
+        )
+    figure.tight_layout()
+    figure.savefig(out, dpi=100)
+    pyplot.close(figure)
+    return f'{right} of {len(images)} right'
+
+
+def describe_machine() -> str:
+    cpu = platform.processor() or platform.machine()
+    info = Path('/proc/cpuinfo')
+    if info.is_file():
+        names = re.findall(r'model name\s*: (.*)', info.read_text())
+        cpu = names[0] if names else cpu
+    return (
+        f'{cpu}, {os.cpu_count()} cores, {platform.system()} '
+        f'{platform.release()}, Python {platform.python_version()}, '
+        f'torch {torch.__version__}, mmcakd {__version__}'
+    )
+
+
+def describe_commit() -> str:
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ['git', '-C', str(ROOT), *arguments],
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+
+    try:
+        commit = git('rev-parse', 'HEAD')
+    except OSError:
+        commit = ''
+    if not commit:
+        return 'not a git checkout'
+    return commit + (', with changes' if git('status', '--porcelain') else '')
+
+
+def write_report(
+    args: argparse.Namespace,
+    rows: list[list[str]],
+    cfg: Config,
+    lines: list[str],
+) -> Path:
+    columns = column_names(args)
+    train = cfg.train_dataloader.dataset
+    images = sum(1 for _ in Path(train.data_root, 'train').rglob('*.png'))
+    report = [
+        '# Quick start',
+        '',
+        '| ' + ' | '.join(columns) + ' |',
+        '|' + '---|' * len(columns),
+        *('| ' + ' | '.join(row) + ' |' for row in rows),
+        '',
+        'Top-1 after the last epoch; the gain is over the student alone with '
+        'the same seed.',
+        '',
+        '![Curves](curves.png)',
+        '',
+        *lines,
+        '',
+        f'- command: `python demo/quickstart.py {" ".join(sys.argv[1:])}`',
+        f'- seeds: {", ".join(map(str, args.seeds))}',
+        f'- schedule: {cfg.train_cfg.max_epochs} epochs of {images} images',
+        f'- machine: {describe_machine()}',
+        f'- commit: {describe_commit()}',
+    ]
+    path = args.work_dir / 'report.md'
+    path.write_text('\n'.join(report) + '\n')
+    return path
+
+
+def main() -> None:
+    args = parse_args()
+    start = time.perf_counter()
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    data = render_data(args)
+    teacher = test_teacher(data, args.work_dir / 'teacher')
+    console.print(f'teacher: top-1 {teacher:.1f} %')
+
+    results, reused = [], 0
+    for method in args.methods:
+        for seed in args.seeds:
+            cfg = configure(method, seed, data, args)
+            work_dir = args.work_dir / method / f'seed_{seed}'
+            result, former = train(
+                cfg, method, work_dir, fingerprint(cfg, data)
+            )
+            results.append(result)
+            reused += former
+            console.print(
+                f'{METHODS[method]}, seed {seed}: top-1 {result.top1:.1f} % '
+                f'in {result.seconds:.0f} s' + (', done before' * former)
+            )
+
+    rows = table_rows(results, teacher)
+    print_table(rows, args)
+    draw_curves(results, teacher, args.work_dir / 'curves.png')
+    lines = []
+    if 'scalekd' in args.methods:
+        student = export_student(
+            args.work_dir / 'scalekd' / f'seed_{args.seeds[0]}',
+            args.work_dir / 'scalekd_student.pth',
+        )
+        right = draw_predictions(
+            student, data, args.work_dir / 'predictions.png'
+        )
+        lines += [
+            '![Predictions](predictions.png)',
+            '',
+            f'The ScaleKD student is `{student.name}`, a plain MMPretrain '
+            f"checkpoint; `{student.stem}.py` is its config. MMPretrain's "
+            f'`ImageClassificationInferencer` got {right} in the picture.',
+        ]
+        console.print(f'{student}: a plain MMPretrain checkpoint, {right}')
+    minutes = (time.perf_counter() - start) / 60
+    lines += ['', f'- wall time: {minutes:.1f} minutes']
+    if reused:
+        lines[-1] += f', with {reused} of {len(results)} runs done before'
+    report = write_report(args, rows, cfg, lines)
+    console.print(f'{report}: the report, after {minutes:.1f} minutes')
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit('\ninterrupted; run it again to go on') from None

@@ -1,0 +1,206 @@
+"""Tiny models and a clean MMEngine for every test."""
+
+import mmcakd  # isort: skip  (makes MMRazor and torchvision importable)
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
+
+assert mmcakd.__version__
+
+CLASSES = 5
+#: Channels of the last stage of each backbone below.
+WIDTHS = dict(ResNet=32, ConvNeXt=32, SwinTransformer=64, VisionTransformer=16)
+
+
+@pytest.fixture(autouse=True)
+def clean_slate():
+    """Seed every test alike and drop what MMEngine keeps between runs."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    yield
+    for logger in MMLogger._instance_dict.values():
+        for handler in logger.handlers:
+            handler.close()
+    for manager in (DefaultScope, MessageHub, MMLogger, Visualizer):
+        manager._instance_dict.clear()
+
+
+def resnet(**kwargs) -> dict:
+    """Stages of 4, 8, 16, 32 channels at strides 4, 8, 16, 32."""
+    cfg = dict(type='ResNet', depth=18, stem_channels=4, base_channels=4)
+    return cfg | kwargs
+
+
+def convnext(**kwargs) -> dict:
+    """A student without BatchNorm: 4, 8, 16, 32 channels."""
+    arch = dict(depths=[1, 1, 1, 1], channels=[4, 8, 16, 32])
+    cfg = dict(type='ConvNeXt', arch=arch, drop_path_rate=0.0)
+    return cfg | dict(layer_scale_init_value=1.0) | kwargs
+
+
+def swin(**kwargs) -> dict:
+    """8, 16, 32, 64 channels at strides 4, 8, 16, 32."""
+    arch = dict(embed_dims=8, depths=[1, 1, 2, 2], num_heads=[1, 2, 4, 4])
+    cfg = dict(type='SwinTransformer', arch=arch, img_size=64, window_size=2)
+    return cfg | dict(drop_path_rate=0.0) | kwargs
+
+
+def vit(**kwargs) -> dict:
+    """Six blocks of 16 channels at stride 16."""
+    arch = dict(
+        embed_dims=16, num_layers=6, num_heads=2, feedforward_channels=32
+    )
+    cfg = dict(type='VisionTransformer', arch=arch, img_size=64)
+    return cfg | dict(patch_size=16) | kwargs
+
+
+def classifier(backbone: dict, classes: int = CLASSES, **kwargs) -> dict:
+    """An MMPretrain classifier on one of the backbones above."""
+    is_vit = backbone['type'] == 'VisionTransformer'
+    pooled = is_vit or backbone['type'] == 'ConvNeXt'
+    cfg = dict(
+        type='mmpretrain.ImageClassifier',
+        backbone=backbone,
+        neck=None if pooled else dict(type='GlobalAveragePooling'),
+        head=dict(
+            type='VisionTransformerClsHead' if is_vit else 'LinearClsHead',
+            num_classes=classes,
+            in_channels=WIDTHS[backbone['type']],
+        ),
+    )
+    return cfg | kwargs
+
+
+def record(name: str, from_student: bool, stage: int | None = None) -> dict:
+    """A reference to a record, or to one of its four stages."""
+    reference = dict(recorder=name, from_student=from_student)
+    return reference if stage is None else reference | dict(data_idx=stage)
+
+
+def recorders() -> dict:
+    """The same two for teacher and student."""
+    return dict(
+        stages=dict(type='mmcakd.StageOutputs'),
+        logits=dict(type='mmcakd.Logits'),
+    )
+
+
+def logit_kd(**loss) -> dict:
+    """A distiller with soft targets alone."""
+    return dict(
+        type='mmcakd.CrossArchDistiller',
+        student_recorders=dict(logits=dict(type='mmcakd.Logits')),
+        teacher_recorders=dict(logits=dict(type='mmcakd.Logits')),
+        distill_losses=dict(loss_kd=dict(type='mmcakd.SoftTargetLoss') | loss),
+        loss_forward_mappings=dict(
+            loss_kd=dict(
+                student=record('logits', True), teacher=record('logits', False)
+            )
+        ),
+    )
+
+
+def scalekd(norm: str = 'BN', heads: int = 2) -> dict:
+    """ScaleKD: four projectors, the teacher's tail, soft targets."""
+    views = ('original', 'frequency')
+    connectors, losses, mappings = {}, {}, {}
+    target = record('stages', False, 3)
+    for index, view in enumerate(views):
+        cap = dict(
+            type='mmcakd.CAPConnector',
+            num_heads=heads,
+            kappa=5.0,
+            norm_cfg=dict(type=norm),
+        )
+        replayed = dict(connector='tail', connector_idx=index)
+        connectors[f's3_{view}'] = cap | dict(
+            inputs=dict(feature=record('stages', True, 2)),
+            shape_like=record('stages', False, 2),
+        )
+        connectors[f's4_{view}'] = cap | dict(
+            inputs=dict(feature=record('stages', True, 3), query=replayed)
+        )
+        outputs = dict(s3=replayed, s4=dict(connector=f's4_{view}'))
+        for stage, output in outputs.items():
+            name = f'loss_{stage}_{view}'
+            losses[name] = dict(
+                type='mmcakd.DualViewLoss',
+                view=view,
+                loss_weight=dict(original=0.08, frequency=0.06)[view],
+            )
+            mappings[name] = dict(student=output, teacher=target)
+    connectors['tail'] = dict(
+        type='mmcakd.TeacherReplay',
+        from_stage=3,
+        inputs={view: dict(connector=f's3_{view}') for view in views},
+    )
+    losses['loss_kd'] = dict(type='mmcakd.SoftTargetLoss', loss_weight=0.5)
+    mappings['loss_kd'] = dict(
+        student=record('logits', True), teacher=record('logits', False)
+    )
+    return dict(
+        type='mmcakd.CrossArchDistiller',
+        student_recorders=recorders(),
+        teacher_recorders=recorders(),
+        connectors=connectors,
+        distill_losses=losses,
+        loss_forward_mappings=mappings,
+    )
+
+
+def distillation(**kwargs) -> dict:
+    """Config of a whole algorithm: tiny Swin -> tiny ResNet by ScaleKD."""
+    cfg = dict(
+        type='mmcakd.CrossArchDistill',
+        architecture=classifier(resnet()),
+        teacher=classifier(swin()),
+        distiller=scalekd(),
+        input_size=64,
+        student_loss_weight=0.5,
+    )
+    return cfg | kwargs
+
+
+def batch(size: int = 2, pixels: int | tuple = 64, soft: bool = False):
+    """Random normalised images and their data samples."""
+    from mmpretrain.structures import DataSample
+
+    pixels = (pixels, pixels) if isinstance(pixels, int) else pixels
+    samples = []
+    for index in range(size):
+        sample = DataSample().set_gt_label(index % CLASSES)
+        if soft:
+            sample.set_gt_score(torch.rand(CLASSES).softmax(0))
+        samples.append(sample)
+    return torch.randn(size, 3, *pixels), samples
+
+
+@pytest.fixture(scope='session')
+def tiny() -> SimpleNamespace:
+    """Configs of models that run in milliseconds, and batches for them."""
+    from mmcakd.registry import MODELS
+
+    return SimpleNamespace(
+        classes=CLASSES,
+        resnet=resnet,
+        convnext=convnext,
+        swin=swin,
+        vit=vit,
+        classifier=classifier,
+        record=record,
+        recorders=recorders,
+        logit_kd=logit_kd,
+        scalekd=scalekd,
+        distillation=distillation,
+        batch=batch,
+        build=MODELS.build,
+        build_distillation=lambda **kw: MODELS.build(distillation(**kw)),
+    )

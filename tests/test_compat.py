@@ -1,0 +1,497 @@
+"""Every fix of mmcakd.compat against the break it mends."""
+
+import importlib
+import io
+import os
+import subprocess
+import sys
+import textwrap
+import typing
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.logging import HistoryBuffer, MessageHub
+
+import mmcakd.compat as compat
+
+ROOT = Path(compat.__file__).parents[1]
+BACKENDS = 'mmrazor.structures.quantization.backend_config'
+
+
+def run_fresh(code: str) -> subprocess.CompletedProcess:
+    """Run code in a new interpreter that finds this mmcakd."""
+    path = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
+    return subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': path},
+        timeout=300,
+    )
+
+
+def run_without(fix: str, code: str) -> subprocess.CompletedProcess:
+    """Run code after every fix but one."""
+    return run_fresh(
+        f'import importlib.util as u\n'
+        f'spec = u.spec_from_file_location("alone", {compat.__file__!r})\n'
+        f'compat = u.module_from_spec(spec)\n'
+        f'spec.loader.exec_module(compat)\n'
+        f'for fix in compat.FIXES:\n'
+        f'    if fix.__name__ != {fix!r}:\n'
+        f'        fix()\n' + textwrap.dedent(code)
+    )
+
+
+# ---------------------------------------------- silent: in-place activations
+
+
+def recorded_before_relu(tiny) -> dict[str, torch.Tensor]:
+    """Minima of maps that MMRazor's own algorithm records before a ReLU."""
+    from mmrazor.models import SingleTeacherDistill
+
+    recorders = dict(
+        pre_relu=dict(type='ModuleOutputs', source='backbone.layer1.0.bn1')
+    )
+    net = tiny.classifier(tiny.resnet())
+    model = SingleTeacherDistill(
+        architecture=tiny.build(net),
+        teacher=tiny.build(net),
+        distiller=dict(
+            type='mmrazor.ConfigurableDistiller',
+            student_recorders=recorders,
+            teacher_recorders=recorders,
+            distill_losses=dict(loss=dict(type='L2Loss', normalize=False)),
+            loss_forward_mappings=dict(
+                loss=dict(
+                    s_feature=tiny.record('pre_relu', True),
+                    t_feature=tiny.record('pre_relu', False),
+                )
+            ),
+        ),
+    )
+    model.train()
+    model(*tiny.batch(), mode='loss')
+    distiller = model.distiller
+    return dict(
+        student=distiller.get_record('pre_relu', True).min(),
+        teacher=distiller.get_record('pre_relu', False).min(),
+    )
+
+
+def test_features_recorded_before_a_relu_keep_their_negatives(tiny):
+    minima = recorded_before_relu(tiny)
+    assert minima['student'] < -0.5
+    assert minima['teacher'] < -0.5
+
+
+def test_without_the_fix_a_relu_overwrites_what_was_recorded(
+    tiny, monkeypatch
+):
+    base = importlib.import_module('mmrazor.models.algorithms.base')
+    monkeypatch.setattr(base, 'OrderedDict', typing.OrderedDict)
+    minima = recorded_before_relu(tiny)
+    assert minima == dict(student=0, teacher=0)
+
+
+def test_walk_over_modules_is_left_alone_where_they_are_ordered_dicts(
+    monkeypatch,
+):
+    class OldModule:
+        _modules = OrderedDict()
+
+    base = importlib.import_module('mmrazor.models.algorithms.base')
+    monkeypatch.setattr(base, 'OrderedDict', typing.OrderedDict)
+    monkeypatch.setattr(torch.nn, 'Module', OldModule)
+    compat.see_plain_dicts_of_modules()
+    assert base.OrderedDict is typing.OrderedDict
+
+
+# ------------------------------------------------------------- torchvision
+
+
+def test_torchvision_and_mmrazor_work_in_a_fresh_process():
+    done = run_fresh("""
+        import mmcakd, torch
+        import torchvision
+        from torchvision.transforms import v2
+        image = v2.RandomHorizontalFlip(p=1.)(torch.arange(4.).view(1, 2, 2))
+        assert image.flatten().tolist() == [1, 0, 3, 2]
+        try:
+            torch.ops.torchvision.nms(torch.rand(2, 4), torch.rand(2), 0.5)
+        except (NotImplementedError, RuntimeError) as error:
+            assert 'torchvision::nms' in str(error), error
+
+        from mmrazor.engine import StopDistillHook
+        from mmrazor.models import (
+            ConfigurableDistiller, ConvModuleConnector, KLDivergence,
+            SingleTeacherDistill)
+        from mmrazor.models.task_modules import (
+            FunctionOutputsDelivery, MethodOutputsDelivery,
+            ModuleOutputsRecorder)
+        import mmpretrain.models
+        print('usable')
+        """)
+    assert done.stdout.strip().endswith('usable'), done.stderr
+
+
+def test_without_the_fix_torchvision_cannot_be_imported():
+    done = run_without(
+        'declare_torchvision_ops',
+        """
+        from importlib.util import find_spec
+        from pathlib import Path
+        import torch
+        for file in Path(find_spec('torchvision').origin).parent.glob('_C*'):
+            try:
+                torch.ops.load_library(str(file))
+                print('healthy')
+            except OSError:
+                pass
+        import torchvision
+        """,
+    )
+    if 'healthy' in done.stdout:
+        pytest.skip("this torchvision's compiled operators load")
+    assert done.returncode
+    assert 'operator torchvision::nms does not exist' in done.stderr
+
+
+@pytest.fixture
+def no_library(monkeypatch):
+    """Fail if any operator is declared."""
+
+    def refuse(*args):
+        raise AssertionError('an operator is declared without need')
+
+    monkeypatch.setattr(torch.library, 'Library', refuse)
+
+
+def test_no_operator_is_declared_where_torchvision_is_imported(no_library):
+    assert 'torchvision' in sys.modules
+    compat.declare_torchvision_ops()
+
+
+def test_no_operator_is_declared_where_compiled_ones_load(
+    no_library, monkeypatch
+):
+    loaded = []
+    monkeypatch.delitem(sys.modules, 'torchvision')
+    monkeypatch.setattr(torch.ops, 'load_library', loaded.append)
+    compat.declare_torchvision_ops()
+    if not loaded:
+        pytest.skip('this torchvision has no compiled operators')
+    assert Path(loaded[0]).name.startswith('_C')
+
+
+# ------------------------------------------------------------ quantization
+
+
+def test_without_the_fix_mmrazor_models_cannot_be_imported():
+    from torch.ao.quantization import fuser_method_mappings
+
+    if hasattr(fuser_method_mappings, 'reverse2'):
+        pytest.skip('this torch still has what MMRazor imports')
+    done = run_without('stub_quantization_backends', 'import mmrazor.models')
+    assert done.returncode
+    assert 'ImportError' in done.stderr
+
+
+def test_quantization_says_at_its_use_that_it_is_not_available():
+    module = importlib.import_module('mmrazor.structures.quantization')
+    if 'mmcakd' not in sys.modules[BACKENDS].__doc__:
+        pytest.skip('this torch has the quantization that MMRazor needs')
+    backends = sys.modules[BACKENDS]
+    assert module.BackendConfigs is backends.BackendConfigs
+    for use in (
+        lambda: module.BackendConfigs['native'],
+        lambda: backends.get_native_backend_config(),
+        lambda: backends.get_openvino_backend_config_dict(),
+    ):
+        with pytest.raises(RuntimeError, match=r'quantization.*torch < 2\.0'):
+            use()
+
+
+def test_quantization_is_not_replaced_where_torch_has_its_parts(monkeypatch):
+    from torch.ao.quantization import fuser_method_mappings
+
+    monkeypatch.setattr(
+        fuser_method_mappings, 'reverse2', object(), raising=False
+    )
+    monkeypatch.delitem(sys.modules, BACKENDS)
+    compat.stub_quantization_backends()
+    assert BACKENDS not in sys.modules
+
+
+def test_quantization_is_not_replaced_twice():
+    before = sys.modules[BACKENDS]
+    compat.stub_quantization_backends()
+    assert sys.modules[BACKENDS] is before
+
+
+# ------------------------------------------------------------- checkpoints
+
+
+@pytest.fixture
+def trust_nothing():
+    """Empty torch's list of trusted classes for a test."""
+    trusted = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    yield
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(trusted)
+
+
+@pytest.fixture
+def mmengine_checkpoint(tmp_path) -> Path:
+    """What a Runner saves of its message hub, after some iterations."""
+    hub = MessageHub.get_instance('trained')
+    for value in (1.0, np.float64(2.0), np.float32(3.0)):
+        hub.update_scalar('train/loss', value)
+    hub.update_info('iter', np.int64(3))
+    hub.update_info('best', np.float32(0.5))
+    hub.update_info('done', np.bool_(True))
+    path = tmp_path / 'epoch_1.pth'
+    torch.save(
+        dict(
+            state_dict=dict(weight=torch.ones(2)),
+            message_hub=hub.state_dict(),
+        ),
+        path,
+    )
+    return path
+
+
+def test_checkpoints_of_mmengine_load_with_weights_only(mmengine_checkpoint):
+    loaded = torch.load(mmengine_checkpoint, weights_only=True)
+    hub = MessageHub.get_instance('resumed')
+    hub.load_state_dict(loaded['message_hub'])
+    buffer = hub.get_scalar('train/loss')
+    assert isinstance(buffer, HistoryBuffer)
+    assert buffer.data[0].tolist() == [1, 2, 3]
+    assert buffer.mean() == 2
+    assert hub.get_info('iter') == 3
+    assert hub.get_info('best') == 0.5
+
+
+def test_without_the_fix_checkpoints_of_mmengine_are_refused(
+    mmengine_checkpoint, trust_nothing
+):
+    with pytest.raises(Exception, match='HistoryBuffer'):
+        torch.load(mmengine_checkpoint, weights_only=True)
+    compat.trust_mmengine_checkpoints()
+    torch.load(mmengine_checkpoint, weights_only=True)
+
+
+@pytest.mark.parametrize('package', ['core', '_core'])
+def test_checkpoints_load_whichever_numpy_wrote_them(
+    mmengine_checkpoint, package
+):
+    # numpy 2 calls numpy.core numpy._core.
+    rewritten = io.BytesIO()
+    with (
+        zipfile.ZipFile(mmengine_checkpoint) as source,
+        zipfile.ZipFile(rewritten, 'w') as target,
+    ):
+        for name in source.namelist():
+            content = source.read(name)
+            if name.endswith('data.pkl'):
+                assert b'numpy.core.multiarray' in content or (
+                    b'numpy._core.multiarray' in content
+                )
+                content = content.replace(b'numpy._core.', b'numpy.core.')
+                content = content.replace(
+                    b'numpy.core.', f'numpy.{package}.'.encode()
+                )
+            target.writestr(name, content)
+    rewritten.seek(0)
+    loaded = torch.load(rewritten, weights_only=True)
+    assert isinstance(
+        loaded['message_hub']['log_scalars']['train/loss'], HistoryBuffer
+    )
+
+
+class Hostile:
+    """Runs a shell command when it is unpickled without a check."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.trace}',)
+
+
+@pytest.mark.parametrize('inside', [False, True])
+def test_code_in_a_checkpoint_is_still_refused(tmp_path, inside):
+    trace = tmp_path / 'code_ran'
+    hostile = Hostile(trace)
+    if inside:
+        buffer = HistoryBuffer([1.0], [1])
+        buffer._log_history = hostile
+        hostile = buffer
+    path = tmp_path / 'hostile.pth'
+    torch.save(dict(state_dict={}, message_hub=hostile), path)
+    with pytest.raises(Exception, match='system'):
+        torch.load(path, weights_only=True)
+    assert not trace.exists()
+    torch.load(path, weights_only=False)
+    assert trace.exists(), 'the file would have run no code anyway'
+
+
+class Reaching:
+    """Asks for an attribute, as code that climbs to other objects would."""
+
+    def __init__(self, *path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return getattr, self.path
+
+
+@pytest.mark.parametrize(
+    'path',
+    [
+        (HistoryBuffer, '__init__'),
+        (HistoryBuffer, '__class__'),
+        (HistoryBuffer, 'register_statistics'),
+        (np.ndarray, 'tofile'),
+    ],
+)
+def test_attributes_other_than_statistics_are_refused(tmp_path, path):
+    file = tmp_path / 'reaching.pth'
+    torch.save(dict(state_dict={}, message_hub=Reaching(*path)), file)
+    with pytest.raises(Exception, match=path[1]):
+        torch.load(file, weights_only=True)
+
+
+# ------------------------------------------------------------ KDSoftCELoss
+
+
+def test_soft_target_loss_of_mmrazor_is_a_soft_cross_entropy():
+    from mmrazor.models import KDSoftCELoss
+
+    student, teacher, tau = torch.randn(3, 7), torch.randn(3, 7), 2.5
+    expected = 0
+    for s, t in zip(student / tau, teacher / tau, strict=True):
+        p = t.exp() / t.exp().sum()
+        q = s.exp() / s.exp().sum()
+        expected -= (p * q.log()).sum() / len(student) * tau**2
+    loss = KDSoftCELoss(tau=tau, loss_weight=0.5)(student, teacher)
+    assert loss.item() == pytest.approx(0.5 * expected.item(), rel=1e-5)
+
+
+def test_without_the_fix_soft_target_loss_of_mmrazor_fails(monkeypatch):
+    from mmrazor.models import KDSoftCELoss
+    from mmrazor.utils import get_placeholder
+
+    module = importlib.import_module('mmrazor.models.losses.kd_soft_ce_loss')
+    logits = torch.randn(2, 3)
+    monkeypatch.setattr(module, 'soft_cross_entropy', get_placeholder('x'))
+    with pytest.raises((ImportError, TypeError)):
+        KDSoftCELoss()(logits, logits)
+    compat.give_soft_target_loss_its_criterion()
+    KDSoftCELoss()(logits, logits)
+
+
+def test_a_real_criterion_of_soft_target_loss_is_kept(monkeypatch):
+    module = importlib.import_module('mmrazor.models.losses.kd_soft_ce_loss')
+    monkeypatch.setattr(module, 'soft_cross_entropy', F.cross_entropy)
+    compat.give_soft_target_loss_its_criterion()
+    assert module.soft_cross_entropy is F.cross_entropy
+
+
+# ---------------------------------------------------------------- versions
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Pretend that other versions are installed; None for not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {}
+
+    def pretended(name):
+        if name not in versions:
+            return version(name)
+        if versions[name] is None:
+            raise PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr('importlib.metadata.version', pretended)
+    return versions.update
+
+
+def test_installed_versions_are_supported():
+    compat.check_versions()
+
+
+@pytest.mark.parametrize('package', compat.SUPPORTED)
+@pytest.mark.parametrize('end', ['below', 'at the upper end'])
+def test_unsupported_version_is_named_with_its_cure(pretend, package, end):
+    lower, upper = compat.SUPPORTED[package]
+    found = '0.0.1' if end == 'below' else upper
+    pretend({package: found})
+    with pytest.raises(ImportError) as caught:
+        compat.check_versions()
+    message = str(caught.value)
+    assert package in message
+    assert found in message
+    assert f'pip install "{package}>={lower},<{upper}"' in message
+
+
+@pytest.mark.parametrize('package', compat.SUPPORTED)
+def test_missing_package_is_named_with_its_cure(pretend, package):
+    pretend({package: None})
+    if package == 'mmcv':
+        pretend({'mmcv-lite': None})
+    with pytest.raises(ImportError, match=f'{package}.*not installed'):
+        compat.check_versions()
+    with pytest.raises(ImportError, match=f'pip install "{package}'):
+        compat.check_versions()
+
+
+@pytest.mark.parametrize('package', ['mmcv', 'mmcv-lite'])
+def test_either_build_of_mmcv_will_do(pretend, package):
+    pretend({'mmcv': None, 'mmcv-lite': None})
+    pretend({package: '2.1.0'})
+    compat.check_versions()
+    pretend({package: '2.2.0'})
+    with pytest.raises(ImportError, match=rf'{package} >=.*2\.2\.0'):
+        compat.check_versions()
+
+
+@pytest.mark.parametrize('version', ['2.13.0+cpu', '2.6.0+cu124', '2.13.1'])
+def test_how_torch_was_built_does_not_matter(pretend, version):
+    pretend(dict(torch=version))
+    compat.check_versions()
+
+
+def test_import_fails_under_an_unsupported_version(pretend):
+    pretend(dict(mmrazor='0.3.1'))
+    with pytest.raises(ImportError, match=r'mmrazor.*0\.3\.1'):
+        compat.apply()
+
+
+# --------------------------------------------------------------------- all
+
+
+def test_applying_the_fixes_again_changes_nothing():
+    base = importlib.import_module('mmrazor.models.algorithms.base')
+    soft = importlib.import_module('mmrazor.models.losses.kd_soft_ce_loss')
+
+    def state():
+        return [
+            base.OrderedDict,
+            soft.soft_cross_entropy,
+            sys.modules[BACKENDS],
+            dir(torch.ops.torchvision),
+        ]
+
+    before = state()
+    compat.apply()
+    assert state() == before

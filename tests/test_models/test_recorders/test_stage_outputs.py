@@ -1,0 +1,168 @@
+"""The recorder of the four stages as MMRazor uses it."""
+
+import mmpretrain.models as mm
+import pytest
+import torch
+from torch import nn
+
+from mmcakd.models.recorders import StageOutputsRecorder, unknown_tap
+
+
+class Mixed(nn.Module):
+    """Four stages of four layouts, of a family nobody knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Conv2d(3, 4, 2, stride=2)
+        self.last = nn.Linear(4, 6)
+        self.embed = Embed()
+        self.block = nn.Linear(6, 6)
+        self.pair = Pair()
+
+    def forward(self, x):
+        x = self.last(self.maps(x).permute(0, 2, 3, 1))
+        tokens, grid = self.embed(x)
+        tokens = self.block(torch.cat((tokens[:, :1], tokens), 1))
+        return self.pair(tokens[:, 1:].transpose(1, 2).unflatten(2, grid))
+
+
+class Embed(nn.Module):
+    def forward(self, x):
+        return x.flatten(1, 2), tuple(x.shape[1:3])
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x * 2, 'whatever comes with it'
+
+
+TAPS = [
+    dict(source='maps'),
+    dict(source='last', layout='NHWC'),
+    dict(source='block', layout='NLC', extra_tokens=1, grid_source='embed'),
+    dict(source='pair'),
+]
+
+
+@pytest.fixture
+def resnet():
+    net = mm.ResNet(18, stem_channels=4, base_channels=4)
+    net.eval()
+    return net
+
+
+@pytest.fixture
+def recorder(resnet):
+    recorder = StageOutputsRecorder()
+    recorder.initialize(resnet)
+    return recorder
+
+
+def test_named_taps_of_every_layout_become_maps():
+    net = Mixed()
+    recorder = StageOutputsRecorder(taps=TAPS)
+    recorder.initialize(net)
+    images = torch.rand(2, 3, 8, 12)
+    with recorder:
+        output, _ = net(images)
+    maps = recorder.get_record_data()
+    assert [tuple(m.shape[1:]) for m in maps] == [
+        (4, 4, 6), (6, 4, 6), (6, 4, 6), (6, 4, 6),
+    ]  # fmt: skip
+    expected = net.block(maps[1].flatten(2).transpose(1, 2))
+    assert torch.allclose(maps[2].flatten(2).transpose(1, 2), expected)
+    assert torch.equal(maps[3], output)
+
+
+def test_one_stage_or_all_of_them(recorder, resnet):
+    with recorder:
+        resnet(torch.rand(1, 3, 64, 64))
+    maps = recorder.get_record_data()
+    assert isinstance(maps, tuple)
+    for index in range(4):
+        assert torch.equal(
+            recorder.get_record_data(data_idx=index), maps[index]
+        )
+
+
+def test_nothing_is_recorded_outside(recorder, resnet):
+    first, second = torch.rand(2, 1, 3, 64, 64)
+    with recorder:
+        resnet(first)
+    before = recorder.get_record_data(data_idx=3)
+    resnet(second)
+    assert torch.equal(recorder.get_record_data(data_idx=3), before)
+    with pytest.raises(RuntimeError, match='recorded 1 times'):
+        recorder.get_record_data(1, 3)
+
+
+def test_every_forward_of_a_step_has_its_record(recorder, resnet):
+    first, second = torch.rand(2, 1, 3, 64, 64)
+    with recorder:
+        resnet(first)
+        resnet(second)
+    (expected,) = resnet(second)
+    assert torch.equal(recorder.get_record_data(1, 3), expected)
+
+
+def test_entering_again_forgets(recorder, resnet):
+    for _ in range(2):
+        with recorder:
+            resnet(torch.rand(1, 3, 64, 64))
+    with pytest.raises(RuntimeError, match='recorded 1 times'):
+        recorder.get_record_data(1, 0)
+
+
+def test_missing_record_names_its_stage(recorder):
+    with recorder:
+        pass
+    with pytest.raises(RuntimeError, match=r'stage 3 \(layer3\).*0 times'):
+        recorder.get_record_data(0, 2)
+
+
+def test_only_stages_to_keep_stay_in_memory(recorder, resnet):
+    recorder.stages_to_keep = {1, 3}
+    with recorder:
+        resnet(torch.rand(1, 3, 64, 64))
+    assert [len(records) for records in recorder.data_buffer] == [0, 1, 0, 1]
+
+
+def test_gradient_flows_through_a_record(recorder, resnet):
+    with recorder:
+        resnet(torch.rand(1, 3, 64, 64))
+    recorder.get_record_data(data_idx=1).square().sum().backward()
+    assert resnet.layer2[0].conv1.weight.grad.abs().sum() > 0
+    assert resnet.layer3[0].conv1.weight.grad is None
+
+
+@pytest.mark.parametrize('count', [1, 3, 5])
+def test_taps_have_to_be_four(count):
+    with pytest.raises(ValueError, match=f'four stages, got {count}'):
+        StageOutputsRecorder(taps=[dict(source='layer1')] * count)
+
+
+@pytest.mark.parametrize(
+    ('tap', 'wrong', 'meant'),
+    [
+        (dict(source='layer9'), 'layer9', 'layer4'),
+        (dict(source='backbone.layer2'), 'backbone.layer2', 'layer2'),
+        (
+            dict(source='layer1', layout='NLC', grid_source='layr2'),
+            'layr2',
+            'layer2',
+        ),
+    ],
+)
+def test_unknown_tap_is_named_with_what_may_be_meant(
+    resnet, tap, wrong, meant
+):
+    taps = [tap, *(dict(source=f'layer{i}') for i in (2, 3, 4))]
+    with pytest.raises(ValueError, match='no module') as caught:
+        StageOutputsRecorder(taps=taps).initialize(resnet)
+    assert repr(wrong) in str(caught.value)
+    assert repr(meant) in str(caught.value)
+
+
+def test_unknown_tap_without_a_likeness_has_no_suggestion():
+    message = unknown_tap('zzz', {'layer1': None})
+    assert 'did you mean' not in message

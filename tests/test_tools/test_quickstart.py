@@ -1,0 +1,151 @@
+import importlib.util
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope='module')
+def quickstart():
+    spec = importlib.util.spec_from_file_location(
+        'quickstart', REPO / 'demo/quickstart.py'
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='module')
+def work_dir(run_tool, tmp_path_factory):
+    """ScaleKD alone; .ci/run smoke-runs all methods."""
+    work_dir = tmp_path_factory.mktemp('quickstart')
+    work_dir.joinpath('printed').write_text(
+        run_tool(
+            'demo/quickstart.py',
+            '--smoke',
+            '--methods',
+            'scalekd',
+            '--work-dir',
+            work_dir,
+        )
+    )
+    return work_dir
+
+
+def test_quick_start_reports(work_dir):
+    report = (work_dir / 'report.md').read_text()
+    for expected in (
+        '| ScaleKD |',
+        '| teacher (ViT) |',
+        '1 epochs of 64 images',
+        '- seeds: 0',
+        '- command: `python demo/quickstart.py --smoke',
+        '- wall time:',
+        '- machine:',
+        '- commit:',
+    ):
+        assert expected in report
+    for name in ('curves.png', 'predictions.png'):
+        assert min(Image.open(work_dir / name).size) > 400
+    printed = (work_dir / 'printed').read_text()
+    assert 'ScaleKD, seed 0: epoch 1/1, top-1' in printed
+    assert 'mmengine' not in printed
+
+
+def test_quick_start_leaves_a_plain_student(work_dir):
+    weights = torch.load(work_dir / 'scalekd_student.pth')['state_dict']
+    assert {key.split('.')[0] for key in weights} == {'backbone', 'head'}
+    assert 'mmcakd' not in (work_dir / 'scalekd_student.py').read_text()
+
+
+def test_second_quick_start_reuses_the_first(work_dir, run_tool):
+    result = work_dir / 'scalekd/seed_0/result.json'
+    before = result.stat().st_mtime_ns
+    printed = run_tool(
+        'demo/quickstart.py',
+        '--smoke',
+        '--methods',
+        'scalekd',
+        '--work-dir',
+        work_dir,
+    )
+    assert 'done before' in printed
+    assert result.stat().st_mtime_ns == before
+
+
+def test_foreign_folder_is_left_alone(quickstart, tmp_path):
+    run = tmp_path / 'kd' / 'seed_0'
+    run.mkdir(parents=True)
+    (run / 'precious').touch()
+    cfg = quickstart.Config(dict(randomness=dict(seed=0)))
+    with pytest.raises(SystemExit, match='not made by the quick start'):
+        quickstart.train(cfg, 'kd', run, 'stamp')
+    assert (run / 'precious').exists()
+
+
+def test_other_number_of_epochs_stretches_the_schedule(quickstart, tmp_path):
+    cfg = quickstart.configure('kd', 3, tmp_path, Namespace(epochs=20))
+    warmup, cosine = cfg.param_scheduler
+    assert cfg.train_cfg.max_epochs == cosine.end == 20
+    assert warmup.end == cosine.begin == 1
+    assert cosine.T_max == 19
+    assert cfg.randomness.seed == 3
+    assert Path(cfg.model.teacher_ckpt).is_absolute()
+
+
+def test_methods_share_data_student_and_schedule(quickstart, tmp_path):
+    args = Namespace(epochs=None)
+    configs = [
+        quickstart.configure(method, 0, tmp_path, args)
+        for method in quickstart.METHODS
+    ]
+    for key in (
+        'student',
+        'train_dataloader',
+        'val_dataloader',
+        'optim_wrapper',
+        'param_scheduler',
+        'train_cfg',
+        'randomness',
+        'data_preprocessor',
+    ):
+        assert all(cfg[key] == configs[0][key] for cfg in configs), key
+    alone, kd, scalekd = (cfg.model for cfg in configs)
+    assert alone == kd.architecture == scalekd.architecture
+    assert kd.teacher == scalekd.teacher
+
+
+def test_table_has_means_deviations_and_paired_gains(quickstart):
+    def result(method, seed, top1):
+        return quickstart.Result(method, seed, {1: 0.0, 2: top1}, 10.0)
+
+    results = [
+        result('student_alone', 0, 60.0),
+        result('student_alone', 1, 62.0),
+        result('scalekd', 0, 70.0),
+        result('scalekd', 1, 74.0),
+    ]
+    rows = quickstart.table_rows(results, 95.0)
+    assert rows == [
+        ['teacher (ViT)', '95.0', '', ''],
+        ['student alone', '61.0 ± 1.4', '', '10'],
+        ['ScaleKD', '72.0 ± 2.8', '+11.0', '10'],
+    ]
+
+
+def test_curve_is_read_over_a_resumed_run(quickstart, tmp_path):
+    for part, epochs in (('20260101_000000', (2, 4)), ('20260102_0', (4, 6))):
+        folder = tmp_path / part / 'vis_data'
+        folder.mkdir(parents=True)
+        lines = [{'loss': 1.0, 'step': 7}] + [
+            {'accuracy/top1': epoch * 10.0, 'step': epoch} for epoch in epochs
+        ]
+        text = '\n'.join(map(json.dumps, lines))
+        (folder / 'scalars.json').write_text(text)
+    curve = quickstart.read_curve(tmp_path)
+    assert curve == {2: 20.0, 4: 40.0, 6: 60.0}
