@@ -1,5 +1,4 @@
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -65,9 +64,41 @@ def test_python_without_venv_is_told(tmp_path):
     assert 'has no venv module' in done.stderr
 
 
-@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason='not in a venv')
-def test_ready_environment_is_reused(tmp_path):
-    if not Path(sys.prefix, '.mmcakd-stamp').is_file():
-        pytest.skip('this environment was not made by setup_env.sh')
-    done = source(MMCAKD_VENV=sys.prefix)
-    assert done.stdout == 'went on\n', done.stderr
+@pytest.fixture
+def environment(tmp_path):
+    """A virtual environment whose python only notes what it is asked."""
+    python = tmp_path / 'v' / 'bin' / 'python'
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        '#!/bin/sh\n'
+        f'echo "$*" >> {tmp_path}/asked\n'
+        'case "$*" in\n'
+        '*hashlib*) cat > /dev/null; echo stamp;;\n'
+        f'*install*) test ! -e {tmp_path}/offline;;\n'
+        'esac\n'
+    )
+    python.chmod(0o755)
+    return tmp_path
+
+
+def installs(environment) -> int:
+    lines = (environment / 'asked').read_text().splitlines()
+    return sum(' install ' in line for line in lines)
+
+
+def test_second_call_installs_nothing(environment):
+    venv = str(environment / 'v')
+    assert source(MMCAKD_VENV=venv).stdout.endswith('went on\n')
+    first = installs(environment)
+    assert first > 0
+    assert source(MMCAKD_VENV=venv).stdout == 'went on\n'
+    assert installs(environment) == first
+
+
+def test_half_made_environment_is_finished_later(environment):
+    venv = str(environment / 'v')
+    (environment / 'offline').touch()
+    done = source(MMCAKD_VENV=venv)
+    assert done.returncode == 1 and 'did not finish' in done.stderr
+    (environment / 'offline').unlink()
+    assert source(MMCAKD_VENV=venv).stdout.endswith('went on\n')

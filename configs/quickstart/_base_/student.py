@@ -7,6 +7,7 @@ student = dict(
         stem_channels=16,
         base_channels=16,
         strides=(2, 2, 2, 2),
+        zero_init_residual=False,  # which needs a longer schedule
     ),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(type='LinearClsHead', num_classes=24, in_channels=128),

@@ -1,12 +1,18 @@
 """Distillation from one frozen teacher of any architecture."""
 
 import copy
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmrazor.models.algorithms import SingleTeacherDistill
+from mmrazor.models.task_modules.recorder import (
+    FunctionOutputsRecorder,
+    MethodOutputsRecorder,
+)
 from mmrazor.models.utils import add_prefix
 from torch import nn
 
@@ -46,7 +52,8 @@ class CrossArchDistill(SingleTeacherDistill):
         distiller (dict): Config of a
             :class:`mmcakd.models.distillers.CrossArchDistiller`.
         teacher_ckpt (str, optional): File or URL of the teacher's weights;
-            they have to fit without a missing or unexpected key.
+            they have to fit without a missing or unexpected key. Defaults to
+            what the teacher's own config names.
         teacher_ckpt_ignore (Sequence[str]): Regular expressions of keys that
             may not fit. Defaults to none.
         input_size (int | tuple[int, int], optional): Size ``(H, W)`` of the
@@ -120,18 +127,21 @@ class CrossArchDistill(SingleTeacherDistill):
             )
         if not distiller:
             raise ValueError('no distiller is given; set model.distiller')
+        comes_built = isinstance(teacher, BaseModel)
         teacher = build_model(teacher, 'teacher')
         if teacher_ckpt:
             load_weights(teacher, teacher_ckpt, teacher_ckpt_ignore)
-        if isinstance(data_preprocessor, dict):
-            data_preprocessor = copy.deepcopy(data_preprocessor)
-            architecture = build_model(
-                architecture, 'student', data_preprocessor
+        elif not comes_built:
+            print_log(
+                'No teacher_ckpt is given: the teacher has the weights that '
+                'its own config names, or else random ones',
+                'current',
+                level=logging.WARNING,
             )
-            # Its preprocessor carries the batch augmentations of train_cfg.
-            data_preprocessor = None
-        else:
-            architecture = build_model(architecture, 'student')
+            teacher.init_weights()
+        architecture, data_preprocessor = _build_student(
+            architecture, data_preprocessor
+        )
 
         super().__init__(
             architecture=architecture,
@@ -286,9 +296,14 @@ class CrossArchDistill(SingleTeacherDistill):
     def _run_teacher(self, batch_inputs, data_samples) -> None:
         distiller = self.distiller
         distiller.set_deliveries_override(False)
-        # A delivery hands over what a function returned, and some are called
-        # only where losses are computed.
-        mode = 'loss' if distiller.deliveries.deliveries else 'tensor'
+        # What functions return is recorded and delivered, and some of them
+        # are called only where losses are computed.
+        functions = (FunctionOutputsRecorder, MethodOutputsRecorder)
+        needs_loss = distiller.deliveries.deliveries or any(
+            isinstance(recorder, functions)
+            for recorder in distiller.teacher_recorders.recorders.values()
+        )
+        mode = 'loss' if needs_loss else 'tensor'
         with distiller.teacher_recorders, distiller.deliveries:
             self.teacher(batch_inputs, data_samples, mode=mode)
 
@@ -303,6 +318,34 @@ class CrossArchDistill(SingleTeacherDistill):
             ),
         ):
             return self.student(batch_inputs, data_samples, mode='loss')
+
+
+def _build_student(
+    source: Any, data_preprocessor: dict | nn.Module | None
+) -> tuple[BaseModel, dict | nn.Module | None]:
+    """Build the student, with the preprocessor of its family if it may.
+
+    MMPretrain's preprocessor carries the batch augmentations of a student's
+    ``train_cfg``; MMRazor replaces it by the algorithm's and so drops them.
+
+    Returns:
+        tuple: The student, and a preprocessor that replaces the student's.
+    """
+    if not isinstance(data_preprocessor, dict):
+        return build_model(source, 'student'), data_preprocessor
+    cfg = copy.deepcopy(data_preprocessor)
+    kind = cfg.setdefault('type', 'mmpretrain.ClsDataPreprocessor')
+    is_for_classifiers = kind.endswith('ClsDataPreprocessor')
+    if is_for_classifiers and not isinstance(source, BaseModel):
+        return build_model(source, 'student', cfg), None
+    student = build_model(source, 'student')
+    if getattr(student.data_preprocessor, 'batch_augments', None):
+        raise ValueError(
+            "the student's train_cfg asks for batch augmentations, which its "
+            f'own data_preprocessor does, but {kind} would replace that one; '
+            'give the config of the student a data_preprocessor instead'
+        )
+    return student, cfg
 
 
 def _native_size(model: nn.Module) -> Size | None:

@@ -1,0 +1,518 @@
+"""What is wrong in a config is said while the model is built."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mmcakd.models.algorithms import CrossArchDistill
+
+
+@pytest.fixture
+def refuse(tiny):
+    """Build a distillation that must not be built; return the message."""
+
+    def build(error=ValueError, **kwargs) -> str:
+        with pytest.raises(error) as caught:
+            tiny.build_distillation(**kwargs)
+        return str(caught.value)
+
+    return build
+
+
+def assert_names(message: str, *parts: str) -> None:
+    for part in parts:
+        assert part in message
+
+
+# ------------------------------------------------------------------ the models
+
+
+@pytest.mark.parametrize('teacher', [None, {}])
+def test_no_teacher(refuse, teacher):
+    message = refuse(teacher=teacher)
+    assert_names(message, 'no teacher is given', "teacher='mmpretrain::")
+
+
+def test_no_student(refuse):
+    message = refuse(architecture=None)
+    assert_names(message, 'no student is given', "architecture='mmpretrain::")
+
+
+@pytest.mark.parametrize('distiller', [None, {}])
+def test_no_distiller(refuse, distiller):
+    assert_names(refuse(distiller=distiller), 'model.distiller')
+
+
+def test_config_without_teacher_key(tiny):
+    with pytest.raises(ValueError, match='no teacher is given'):
+        CrossArchDistill(
+            architecture=tiny.classifier(tiny.resnet()),
+            distiller=tiny.logit_kd(),
+        )
+
+
+def test_teacher_to_be_trained(refuse):
+    message = refuse(teacher_trainable=True)
+    assert_names(message, 'frozen', 'mmrazor.SingleTeacherDistill')
+
+
+def test_other_class_count_of_the_teacher(tiny, refuse):
+    message = refuse(teacher=tiny.classifier(tiny.swin(), classes=9))
+    assert_names(
+        message, "'loss_kd'", '(2, 5)', '(2, 9)', 'same classes', 'num_classes'
+    )
+
+
+def test_unknown_family_of_the_student(tiny, refuse):
+    vgg = dict(type='VGG', depth=11, num_classes=tiny.classes)
+    message = refuse(
+        architecture=dict(
+            type='mmpretrain.ImageClassifier',
+            backbone=vgg,
+            head=dict(type='ClsHead'),
+        )
+    )
+    assert_names(message, 'student_recorders.stages', 'VGG', 'taps=[dict(')
+
+
+@pytest.mark.parametrize('whose', ['student', 'teacher'])
+def test_image_size_that_a_model_cannot_take(tiny, refuse, whose):
+    arch = dict(
+        embed_dims=16, num_layers=4, tokens_mlp_dims=8, channels_mlp_dims=8
+    )
+    mixer = dict(
+        type='mmpretrain.ImageClassifier',
+        backbone=dict(type='MlpMixer', arch=arch, img_size=64),
+        neck=dict(type='GlobalAveragePooling', dim=1),
+        head=dict(
+            type='LinearClsHead', num_classes=tiny.classes, in_channels=16
+        ),
+    )
+    role = dict(student='architecture', teacher='teacher')[whose]
+    kwargs = dict(distiller=tiny.logit_kd(), input_size=96)
+    message = refuse(**kwargs, **{role: mixer})
+    cure = dict(student='img_size', teacher='teacher_input_size')[whose]
+    assert_names(message, f'the {whose}', '(96, 96)', cure)
+    if whose == 'teacher':
+        tiny.build_distillation(**kwargs, teacher=mixer, teacher_input_size=64)
+
+
+def test_open_image_size(tiny, refuse):
+    message = refuse(
+        teacher=tiny.classifier(tiny.resnet(), classes=tiny.classes),
+        input_size=None,
+        distiller=dict(
+            student_recorders=tiny.recorders(),
+            teacher_recorders=tiny.recorders(),
+            connectors=dict(
+                cap=dict(
+                    type='mmcakd.CAPConnector',
+                    num_heads=2,
+                    inputs=dict(feature=tiny.record('stages', True, 3)),
+                    shape_like=tiny.record('stages', False, 3),
+                )
+            ),
+            distill_losses=dict(loss=dict(type='mmcakd.DualViewLoss')),
+            loss_forward_mappings=dict(
+                loss=dict(
+                    student=dict(connector='cap'),
+                    teacher=tiny.record('stages', False, 3),
+                )
+            ),
+        ),
+    )
+    assert_names(message, 'model.input_size')
+
+
+def test_image_size_is_read_from_a_model_that_tells_it(tiny):
+    model = tiny.build_distillation(input_size=None)
+    assert model.distiller.connectors.s3_original.in_grid == (4, 4)
+
+
+def test_oblong_images(tiny):
+    model = tiny.build_distillation(input_size=(64, 96))
+    assert model.distiller.connectors.s3_original.in_grid == (4, 6)
+    losses = model(*tiny.batch(pixels=(64, 96)), mode='loss')
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+# -------------------------------------------------------------- the checkpoint
+
+
+class Hostile:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.trace}',)
+
+
+def test_missing_checkpoint(refuse, tmp_path):
+    path = tmp_path / 'nowhere.pth'
+    message = refuse(FileNotFoundError, teacher_ckpt=str(path))
+    assert_names(message, str(path))
+
+
+def test_checkpoint_of_another_architecture(tiny, refuse, tmp_path):
+    path = tmp_path / 'resnet.pth'
+    other = tiny.build(tiny.classifier(tiny.resnet()))
+    torch.save(dict(state_dict=other.state_dict()), path)
+    message = refuse(RuntimeError, teacher_ckpt=str(path))
+    assert_names(
+        message, str(path), 'missing', 'unexpected', 'this architecture'
+    )
+
+
+def test_truncated_checkpoint(tiny, refuse, tmp_path):
+    path = tmp_path / 'cut.pth'
+    teacher = tiny.build(tiny.classifier(tiny.swin()))
+    torch.save(dict(state_dict=teacher.state_dict()), path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    message = refuse(RuntimeError, teacher_ckpt=str(path))
+    assert_names(message, str(path), 'truncated', 'again')
+
+
+def test_checkpoint_with_code_in_it(tiny, refuse, tmp_path):
+    path, trace = tmp_path / 'hostile.pth', tmp_path / 'code_ran'
+    teacher = tiny.build(tiny.classifier(tiny.swin()))
+    torch.save(
+        dict(state_dict=teacher.state_dict(), hook=Hostile(trace)), path
+    )
+    message = refuse(RuntimeError, teacher_ckpt=str(path))
+    assert_names(message, str(path), 'could run code', 'weights only')
+    assert not trace.exists()
+
+
+def test_good_checkpoint_is_loaded_and_kept(tiny, tmp_path):
+    path = tmp_path / 'swin.pth'
+    teacher = tiny.build(tiny.classifier(tiny.swin()))
+    torch.save(dict(state_dict=teacher.state_dict()), path)
+    model = tiny.build_distillation(teacher_ckpt=str(path))
+    # What a Runner does before training.
+    model.init_weights()
+    for key, value in teacher.state_dict().items():
+        assert torch.equal(model.teacher.model.state_dict()[key], value), key
+
+
+def test_weights_named_in_the_config_of_the_teacher_are_loaded(tiny, tmp_path):
+    """MMRazor loads a teacher's `init_cfg`; to ignore it would be silent."""
+    path = tmp_path / 'swin.pth'
+    teacher = tiny.build(tiny.classifier(tiny.swin()))
+    torch.save(dict(state_dict=teacher.state_dict()), path)
+    cfg = tiny.classifier(
+        tiny.swin(), init_cfg=dict(type='Pretrained', checkpoint=str(path))
+    )
+    model = tiny.build_distillation(teacher=cfg)
+    model.init_weights()
+    for key, value in teacher.state_dict().items():
+        assert torch.equal(model.teacher.model.state_dict()[key], value), key
+
+
+# ------------------------------------------------------------------ the graph
+
+
+def edited(tiny, edit) -> dict:
+    distiller = tiny.scalekd()
+    edit(distiller)
+    return distiller
+
+
+def add(section: str, **items):
+    return lambda distiller: distiller[section].update(items)
+
+
+def drop(section: str, *names: str):
+    def edit(distiller):
+        for name in names:
+            del distiller[section][name]
+
+    return edit
+
+
+def change(section: str, name: str, **items):
+    return lambda distiller: distiller[section][name].update(items)
+
+
+CAP = dict(type='mmcakd.CAPConnector', num_heads=2)
+STAGE = dict(recorder='stages', from_student=True, data_idx=2)
+LOGITS = dict(recorder='logits', from_student=True)
+
+#: What is done to a good distiller, and what the error has to name.
+FAULTS = {
+    'mapping of no loss': (
+        add('loss_forward_mappings', loss_kdd=dict(student=LOGITS)),
+        ["'loss_kdd'", 'not in distill_losses', 'loss_kd'],
+    ),
+    'loss without mapping': (
+        drop('loss_forward_mappings', 'loss_kd'),
+        ['loss_forward_mappings has no entry', "'loss_kd'"],
+    ),
+    'argument left out': (
+        lambda d: d['loss_forward_mappings']['loss_kd'].pop('teacher'),
+        ["loss 'loss_kd' needs ['teacher']", 'leaves out'],
+    ),
+    'argument of another name': (
+        change('loss_forward_mappings', 'loss_kd', preds_T=LOGITS),
+        ["loss 'loss_kd' takes ['student', 'teacher']", "['preds_T']"],
+    ),
+    'connector that nothing reads': (
+        add(
+            'connectors',
+            spare=CAP | dict(inputs=dict(feature=STAGE), shape_like=STAGE),
+        ),
+        ["['spare']", 'remove them or name them'],
+    ),
+    'connectors in a circle': (
+        change(
+            'connectors',
+            's3_original',
+            inputs=dict(feature=STAGE, query=dict(connector='s4_original')),
+        ),
+        ['circle', 's3_original -> s4_original -> tail -> s3_original'],
+    ),
+    'connector that reads itself': (
+        change(
+            'connectors',
+            's3_original',
+            inputs=dict(feature=STAGE, query=dict(connector='s3_original')),
+        ),
+        ['circle: s3_original -> s3_original'],
+    ),
+    'unknown connector in a loss': (
+        change(
+            'loss_forward_mappings',
+            'loss_s4_original',
+            student=dict(connector='s5'),
+        ),
+        ["'student' of loss 'loss_s4_original'", "'s5'", 's4_original'],
+    ),
+    'unknown connector in a connector': (
+        change(
+            'connectors',
+            's4_original',
+            inputs=dict(feature=STAGE, query=dict(connector='head')),
+        ),
+        ["'query' of connector 's4_original'", "'head'", 'tail'],
+    ),
+    'unknown recorder of the student': (
+        change(
+            'loss_forward_mappings',
+            'loss_kd',
+            student=dict(recorder='logit', from_student=True),
+        ),
+        [
+            "'student' of loss 'loss_kd'",
+            "'logit'",
+            'student_recorders',
+            "'logits'",
+        ],
+    ),
+    'unknown recorder of the teacher': (
+        change(
+            'loss_forward_mappings',
+            'loss_kd',
+            teacher=dict(recorder='neck', from_student=False),
+        ),
+        ["'teacher' of loss 'loss_kd'", "'neck'", 'teacher_recorders'],
+    ),
+    'recorder of nobody': (
+        change(
+            'loss_forward_mappings', 'loss_kd', student=dict(recorder='logits')
+        ),
+        ["'student' of loss 'loss_kd'", 'from_student=True or False'],
+    ),
+    'reference to nothing': (
+        change('loss_forward_mappings', 'loss_kd', student='logits'),
+        ["'student' of loss 'loss_kd'", 'recorder, connector or label'],
+    ),
+    'unknown kind of label': (
+        change('loss_forward_mappings', 'loss_kd', student=dict(label='one')),
+        ["'hard' or 'soft'", "'one'"],
+    ),
+    'record through a connector with inputs': (
+        change(
+            'loss_forward_mappings',
+            'loss_s4_original',
+            student=STAGE | dict(connector='s4_original'),
+        ),
+        ["'s4_original'", 'name the connector alone'],
+    ),
+    'connector without inputs, alone': (
+        lambda d: d['connectors']['s3_original'].pop('inputs'),
+        ["'s3_original' alone", 'add a recorder here or `inputs` there'],
+    ),
+    'input of another name': (
+        change('connectors', 's3_original', inputs=dict(feat=STAGE)),
+        ["connector 's3_original' takes ['feature', 'query']", "['feat']"],
+    ),
+    'heads that do not divide the width': (
+        change('connectors', 's3_original', num_heads=5),
+        ["'s3_original'", 'num_heads=5', '32', 'divisors'],
+    ),
+    'grid that does not fit the tail': (
+        lambda d: [
+            d['connectors'][f's3_{view}'].update(query_grid=(3, 3))
+            for view in ('original', 'frequency')
+        ],
+        ["'tail'", '(2, 9, 32)', '9 tokens', '4 x 4', 'shape_like'],
+    ),
+    'width that does not fit the tail': (
+        change('connectors', 's3_original', embed_dims=16),
+        ["'tail'", '(2, 16, 16)'],
+    ),
+    'open width of a projector': (
+        lambda d: d['connectors']['s3_original'].pop('shape_like'),
+        ["'s3_original'", 'shape_like', '`query`', '`embed_dims`'],
+    ),
+    'stages of another shape': (
+        change(
+            'loss_forward_mappings',
+            'loss_s4_original',
+            student=dict(recorder='stages', from_student=True, data_idx=3),
+        ),
+        [
+            "'loss_s4_original'",
+            '(2, 4, 32)',
+            '(2, 4, 64)',
+            'mmcakd.CAPConnector',
+        ],
+    ),
+    'unknown tap': (
+        change(
+            'student_recorders',
+            'stages',
+            taps=[dict(source=f'backbone.leyer{i}') for i in (1, 2, 3, 4)],
+        ),
+        ['student_recorders.stages', "'backbone.leyer1'", "'backbone.layer1'"],
+    ),
+    'unknown module of a stock recorder': (
+        add(
+            'teacher_recorders',
+            fc=dict(type='ModuleOutputs', source='head.fcc'),
+        ),
+        ['teacher_recorders.fc', "'head.fcc'", "'head.fc'"],
+    ),
+    'blocks that make no stages': (
+        change('student_recorders', 'stages', taps=[dict(source='backbone')]),
+        ['four stages', 'got 1'],
+    ),
+    'replay from the last stage': (
+        change('connectors', 'tail', from_stage=4),
+        ["'tail'", 'from_stage=4'],
+    ),
+}
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_fault_in_the_distiller(tiny, refuse, fault):
+    edit, named = FAULTS[fault]
+    if fault == 'stages of another shape':
+        # nothing reads the projector then
+        faulty = edited(tiny, edit)
+        faulty['connectors'].pop('s4_original')
+    else:
+        faulty = edited(tiny, edit)
+    assert_names(refuse(distiller=faulty), *named)
+
+
+def test_teacher_without_a_tail(tiny, refuse):
+    message = refuse(teacher=tiny.classifier(tiny.resnet()))
+    assert_names(message, "'tail'", 'ResNet', 'SwinTransformer')
+
+
+def test_blocks_of_another_depth(tiny, refuse):
+    distiller = tiny.scalekd()
+    distiller['teacher_recorders']['stages']['blocks'] = (1, 3, 9, 11)
+    message = refuse(teacher=tiny.classifier(tiny.vit()), distiller=distiller)
+    assert_names(
+        message, 'teacher_recorders.stages', '(1, 3, 9, 11)', 'ending with 5'
+    )
+
+
+def test_distiller_of_mmrazor(tiny, refuse):
+    distiller = tiny.logit_kd() | dict(type='mmrazor.ConfigurableDistiller')
+    distiller['distill_losses'] = dict(loss_kd=dict(type='KLDivergence'))
+    distiller['loss_forward_mappings'] = dict(
+        loss_kd=dict(
+            preds_S=tiny.record('logits', True),
+            preds_T=tiny.record('logits', False),
+        )
+    )
+    message = refuse(distiller=distiller)
+    assert_names(message, 'ConfigurableDistiller', 'mmcakd.CrossArchDistiller')
+
+
+# ------------------------------------------------------- only seen in training
+
+
+def test_labels_that_the_samples_lack(tiny):
+    distiller = tiny.logit_kd()
+    distiller['loss_forward_mappings']['loss_kd']['teacher'] = dict(
+        label='soft'
+    )
+    model = tiny.build_distillation(distiller=distiller)
+    with pytest.raises(RuntimeError, match='soft labels') as caught:
+        model(*tiny.batch(), mode='loss')
+    assert_names(str(caught.value), 'gt_score', 'to_onehot=True')
+    losses = model(*tiny.batch(soft=True), mode='loss')
+    assert losses['distill.loss_kd'].isfinite()
+
+
+def test_module_that_the_forward_does_not_call(tiny):
+    class Idle(nn.Module):
+        pass
+
+    student = tiny.build(tiny.classifier(tiny.resnet()))
+    student.idle = Idle()
+    distiller = dict(
+        student_recorders=dict(idle=dict(type='ModuleOutputs', source='idle')),
+        teacher_recorders=dict(logits=dict(type='mmcakd.Logits')),
+        distill_losses=dict(loss=dict(type='L1Loss')),
+        loss_forward_mappings=dict(
+            loss=dict(
+                s_feature=tiny.record('idle', True),
+                t_feature=tiny.record('logits', False),
+            )
+        ),
+    )
+    model = tiny.build_distillation(architecture=student, distiller=distiller)
+    with pytest.raises(RuntimeError, match=r'student_recorders\.idle'):
+        model(*tiny.batch(), mode='loss')
+
+
+def test_record_inside_a_checkpointed_block(tiny):
+    distiller = dict(
+        student_recorders=dict(
+            conv=dict(type='ModuleOutputs', source='backbone.layer4.1.conv2')
+        ),
+        teacher_recorders=dict(
+            conv=dict(type='ModuleOutputs', source='backbone.layer4.1.conv2')
+        ),
+        distill_losses=dict(loss_conv=dict(type='L1Loss')),
+        loss_forward_mappings=dict(
+            loss_conv=dict(
+                s_feature=tiny.record('conv', True),
+                t_feature=tiny.record('conv', False),
+            )
+        ),
+    )
+
+    def build(**kwargs):
+        return tiny.build_distillation(
+            architecture=tiny.classifier(tiny.resnet(**kwargs)),
+            teacher=tiny.classifier(tiny.resnet()),
+            distiller=distiller,
+        ).train()
+
+    build()(*tiny.batch(), mode='loss')
+    with pytest.raises(RuntimeError, match='loss_conv.*with_cp.*blocks'):
+        build(with_cp=True)(*tiny.batch(), mode='loss')
+
+
+def test_images_of_another_size_than_the_projectors(tiny):
+    model = tiny.build_distillation()
+    with pytest.raises(ValueError, match='input_size'):
+        model(*tiny.batch(pixels=96), mode='loss')
