@@ -370,6 +370,7 @@ def draw_curves(results: list[Result], teacher: float, out: Path) -> None:
         )
     axes.axhline(teacher, color='grey', linestyle='--', label='teacher')
     axes.set(xlabel='epoch', ylabel='top-1 on held-out images, %')
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
@@ -450,6 +451,7 @@ def write_report(
     rows: list[list[str]],
     cfg: Config,
     lines: list[str],
+    took: str,
 ) -> Path:
     columns = column_names(args)
     train = cfg.train_dataloader.dataset
@@ -471,6 +473,7 @@ def write_report(
         f'- command: `python demo/quickstart.py {" ".join(sys.argv[1:])}`',
         f'- seeds: {", ".join(map(str, args.seeds))}',
         f'- schedule: {cfg.train_cfg.max_epochs} epochs of {images} images',
+        f'- wall time: {took}',
         f'- machine: {describe_machine()}',
         f'- commit: {describe_commit()}',
     ]
@@ -523,10 +526,10 @@ def main() -> None:
         ]
         console.print(f'{student}: a plain MMPretrain checkpoint, {right}')
     minutes = (time.perf_counter() - start) / 60
-    lines += ['', f'- wall time: {minutes:.1f} minutes']
+    took = f'{minutes:.1f} minutes'
     if reused:
-        lines[-1] += f', with {reused} of {len(results)} runs done before'
-    report = write_report(args, rows, cfg, lines)
+        took += f', with {reused} of {len(results)} runs done before'
+    report = write_report(args, rows, cfg, lines, took)
     console.print(f'{report}: the report, after {minutes:.1f} minutes')
 
 

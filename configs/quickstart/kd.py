@@ -13,5 +13,6 @@ model = dict(
     teacher_ckpt=_base_.teacher_ckpt,
     input_size=64,
     student_loss_weight=0.5,
+    student_channels_last=True,
     distiller=_base_.distiller,
 )
