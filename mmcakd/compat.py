@@ -9,6 +9,7 @@ imported; nothing is forked and no file on disk is changed.
 import importlib
 import os
 import sys
+from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
@@ -225,6 +226,35 @@ def find_editable_installs() -> None:
     config.get_installed_path = hub.get_installed_path = get_installed_path
 
 
+def name_empty_images() -> None:
+    """Name the image file that OpenCV fails on.
+
+    MMCV's ``LoadImageFromFile`` names a missing file and one that is no
+    image. An empty one, as a broken copy leaves it, ends in an assertion of
+    OpenCV that does not say which of a million files it was.
+
+    Unnecessary once MMCV names it.
+    """
+    import cv2
+    from mmcv.transforms import LoadImageFromFile
+
+    original = LoadImageFromFile.transform
+    if hasattr(original, '__wrapped__'):
+        return
+
+    @wraps(original)
+    def transform(self, results: dict) -> dict | None:
+        try:
+            return original(self, results)
+        except cv2.error as error:
+            raise OSError(
+                f'{results["img_path"]} cannot be read as an image; it may '
+                'be empty: copy it again or remove it'
+            ) from error
+
+    LoadImageFromFile.transform = transform
+
+
 #: In the order they are applied: the first ones make later imports possible.
 FIXES = (
     declare_torchvision_ops,
@@ -233,6 +263,7 @@ FIXES = (
     see_plain_dicts_of_modules,
     give_soft_target_loss_its_criterion,
     find_editable_installs,
+    name_empty_images,
 )
 
 

@@ -127,7 +127,8 @@ def student_state_dict(
     if any(key.startswith(prefix + _STUDENT) for key in weights):
         prefix += _STUDENT
     return OrderedDict(
-        (key.removeprefix(prefix), value)
+        # A student trained with channels last is saved as any other.
+        (key.removeprefix(prefix), value.contiguous())
         for key, value in weights.items()
         if key.startswith(prefix)
     )
