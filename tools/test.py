@@ -15,7 +15,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmcakd.engine.launcher import prepare_cpu_launcher
-from mmcakd.utils import load_checkpoint, student_config, student_state_dict
+from mmcakd.models.teachers import read_checkpoint
+from mmcakd.utils import student_config, student_state_dict
 
 
 def parse_args() -> argparse.Namespace:
@@ -56,7 +57,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    weights = student_state_dict(load_checkpoint(args.checkpoint), args.ema)
+    weights = student_state_dict(read_checkpoint(args.checkpoint), args.ema)
 
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options)

@@ -1,7 +1,6 @@
 from .export import (
     export_student,
     find_checkpoint,
-    load_checkpoint,
     student_config,
     student_state_dict,
 )
@@ -9,7 +8,6 @@ from .export import (
 __all__ = [
     'export_student',
     'find_checkpoint',
-    'load_checkpoint',
     'student_config',
     'student_state_dict',
 ]

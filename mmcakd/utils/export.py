@@ -1,7 +1,6 @@
 """From a distillation run to an ordinary MMPretrain checkpoint and config."""
 
 import os
-import pickle
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, ConfigDict
 
+from mmcakd.models.teachers import read_checkpoint, read_model_cfg
 from mmcakd.version import __version__
 
 _STUDENT = 'architecture.'
@@ -65,39 +65,6 @@ def find_checkpoint(work_dir: str | Path, which: str = 'last') -> Path:
     raise FileNotFoundError(f'{work_dir} holds no {which} checkpoint: {cure}')
 
 
-def load_checkpoint(path: str | Path) -> dict:
-    """Load a checkpoint file as weights and plain values, never code.
-
-    Args:
-        path (str | Path): A file that MMEngine, or :func:`export_student`,
-            saved.
-
-    Returns:
-        dict: The checkpoint, with the keys ``state_dict`` and ``meta``.
-    """
-    try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f'{path} holds more than weights and plain values and is not '
-            f'loaded: {error}'
-        ) from error
-    except (OSError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f'{path} is not a readable checkpoint (truncated?): {error}'
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise ValueError(
-            f'{path} holds a {type(checkpoint).__name__}, not a checkpoint'
-        )
-    if 'state_dict' not in checkpoint:
-        checkpoint = dict(state_dict=checkpoint)
-    checkpoint.setdefault('meta', {})
-    return checkpoint
-
-
 def student_state_dict(
     checkpoint: dict, ema: bool | None = None
 ) -> 'OrderedDict[str, torch.Tensor]':
@@ -138,8 +105,6 @@ def _resolve_model(model: str | dict) -> ConfigDict:
     """Read a model that is named, by itself or as ``cfg_path``."""
     if isinstance(model, dict) and 'cfg_path' not in model:
         return ConfigDict(model)
-    from mmcakd.models.teachers.build import read_model_cfg
-
     name = model if isinstance(model, str) else model['cfg_path']
     return ConfigDict(read_model_cfg(name, 'student'))
 
@@ -223,7 +188,7 @@ def _verify(config: Path, checkpoint: Path) -> None:
     from mmpretrain import get_model
 
     model = get_model(str(config))
-    model.load_state_dict(load_checkpoint(checkpoint)['state_dict'])
+    model.load_state_dict(read_checkpoint(checkpoint)['state_dict'])
 
 
 def export_student(
@@ -268,7 +233,7 @@ def export_student(
     if out.suffix != '.pth':
         raise ValueError(f'the name of the export must end in .pth: {out}')
 
-    checkpoint = load_checkpoint(source)
+    checkpoint = read_checkpoint(source)
     meta = checkpoint['meta']
     if cfg is None:
         if 'cfg' not in meta:

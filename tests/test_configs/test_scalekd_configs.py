@@ -3,7 +3,7 @@
 import copy
 import gc
 import math
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import mmcakd  # noqa: F401  isort: skip  (makes torchvision importable)
@@ -126,7 +126,7 @@ VIEWS = ('s3_original', 's3_frequency', 's4_original', 's4_frequency')
 every_config = pytest.mark.parametrize('name', PAIRS)
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse(name: str) -> Config:
     return Config.fromfile(CONFIGS / f'{name}_in1k.py')
 

@@ -11,7 +11,6 @@ from mmcakd.registry import MODELS
 from mmcakd.utils import (
     export_student,
     find_checkpoint,
-    load_checkpoint,
     student_config,
     student_state_dict,
 )
@@ -215,15 +214,15 @@ def test_checkpoint_with_code_is_not_run(tmp_path):
 
     path = tmp_path / 'hostile.pth'
     torch.save(dict(state_dict=dict(weight=Hostile())), path)
-    with pytest.raises(ValueError, match='more than weights'):
-        load_checkpoint(path)
+    with pytest.raises(RuntimeError, match='more than weights'):
+        export_student(path)
     path.write_bytes(pickle.dumps(Hostile()))
-    with pytest.raises(ValueError, match='more than weights'):
-        load_checkpoint(path)
+    with pytest.raises(RuntimeError, match='more than weights'):
+        export_student(path)
     assert not (tmp_path / 'made').exists()
 
 
 def test_truncated_checkpoint_is_named(saved):
     saved.write_bytes(saved.read_bytes()[:5000])
-    with pytest.raises(ValueError, match='epoch_3.pth is not a readable'):
-        load_checkpoint(saved)
+    with pytest.raises(RuntimeError, match='epoch_3.pth could not be read'):
+        export_student(saved)

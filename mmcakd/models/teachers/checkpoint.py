@@ -43,11 +43,10 @@ def read_checkpoint(path: str) -> dict:
         raise FileNotFoundError(f'there is no checkpoint at {path}') from error
     except Exception as error:
         detail = str(error).strip().split('\n')[0]
-        code = re.search(r'GLOBAL (\S+)', str(error))
         if isinstance(error, UnpicklingError):
             # torch's own first line advises to switch the safety off.
-            detail = code[1] if code else 'not a pickle of weights'
-        if code:
+            code = re.search(r'GLOBAL (\S+)', str(error))
+            detail = code[1] if code else 'a plain pickle'
             problem = (
                 'holds more than weights, and loading it could run code from '
                 'it, so it was not loaded. If you trust its source, save it '
