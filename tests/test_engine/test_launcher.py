@@ -57,7 +57,7 @@ def launch(config: Path, out: Path, world: int = 2) -> None:
         )
     try:
         for process in processes:
-            said, _ = process.communicate(timeout=300)
+            said, _ = process.communicate(timeout=900)
             assert process.returncode == 0, said[-3000:]
     finally:
         for process in processes:

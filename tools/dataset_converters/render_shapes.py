@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
         description='Render the shapes data set into class folders.'
     )
     parser.add_argument('out', type=Path, help='the folder to write')
-    parser.add_argument('--num-train', type=positive, default=960)
+    parser.add_argument('--num-train', type=positive, default=1200)
     parser.add_argument('--num-val', type=positive, default=2400)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument(

@@ -1,6 +1,6 @@
 _base_ = '../../_base_/default_runtime.py'
 
-max_epochs = 40
+max_epochs = 32
 warmup_epochs = 2
 
 optim_wrapper = dict(
@@ -22,7 +22,7 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=2)
+train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=4)
 val_cfg = dict()
 test_cfg = dict()
 

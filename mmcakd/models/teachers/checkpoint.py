@@ -46,7 +46,7 @@ def read_checkpoint(path: str) -> dict:
         if isinstance(error, UnpicklingError):
             # torch's own first line advises to switch the safety off.
             code = re.search(r'GLOBAL (\S+)', str(error))
-            detail = code[1] if code else 'a plain pickle'
+    detail = code[1] if code else 'a plain pickle'
             problem = (
                 'holds more than weights, and loading it could run code from '
                 'it, so it was not loaded. If you trust its source, save it '
