@@ -1,5 +1,7 @@
 """Loading weights so that nothing goes wrong in silence."""
 
+import os
+import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -43,10 +45,11 @@ def read_checkpoint(path: str) -> dict:
         raise FileNotFoundError(f'there is no checkpoint at {path}') from error
     except Exception as error:
         detail = str(error).strip().split('\n')[0]
+        code = re.search(r'GLOBAL (\S+)', str(error))
         if isinstance(error, UnpicklingError):
             # torch's own first line advises to switch the safety off.
-            code = re.search(r'GLOBAL (\S+)', str(error))
-    detail = code[1] if code else 'a plain pickle'
+            detail = code[1] if code else 'an unknown format'
+        if code or _is_plain_pickle(path):
             problem = (
                 'holds more than weights, and loading it could run code from '
                 'it, so it was not loaded. If you trust its source, save it '
@@ -146,6 +149,13 @@ def load_weights(
             'number of classes?'
         )
     print_log(f'Loaded {len(state_dict)} weights from {path}', 'current')
+
+
+def _is_plain_pickle(path: str) -> bool:
+    if not os.path.isfile(path):
+        return False
+    with open(path, 'rb') as file:
+        return file.read(1) == pickle.PROTO
 
 
 def _tolerated(key: str, ignore: Sequence[str]) -> bool:
