@@ -1,6 +1,5 @@
 # For a schedule of minutes: attention as it is, and a quarter of the published
-# weights, so that the projectors, which start at random, do not drown the
-# labels.
+# weights.
 _base_ = '../../_base_/methods/scalekd.py'
 
 distiller = dict(
