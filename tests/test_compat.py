@@ -405,6 +405,95 @@ def test_a_real_criterion_of_soft_target_loss_is_kept(monkeypatch):
     assert module.soft_cross_entropy is F.cross_entropy
 
 
+# -------------------------------------------------------- editable installs
+
+
+@pytest.fixture
+def editable_package(tmp_path, monkeypatch) -> Path:
+    """A package whose metadata lie elsewhere, as PEP 660 has it."""
+    import pkg_resources
+
+    source = tmp_path / 'source' / 'some_package'
+    source.mkdir(parents=True)
+    (source / '__init__.py').touch()
+    metadata = tmp_path / 'site' / 'some_package-1.0.dist-info'
+    metadata.mkdir(parents=True)
+    (metadata / 'METADATA').write_text(
+        'Metadata-Version: 2.1\nName: some_package\nVersion: 1.0\n'
+    )
+    monkeypatch.syspath_prepend(source.parent)
+    site = pkg_resources.WorkingSet([str(metadata.parent)])
+    monkeypatch.setattr(pkg_resources, 'working_set', site)
+    return source
+
+
+def test_package_installed_for_development_is_found(editable_package):
+    from mmengine.config import config
+    from mmengine.hub import hub
+
+    for module in (config, hub):
+        found = module.get_installed_path('some_package')
+        assert Path(found) == editable_package
+
+
+def test_without_the_fix_it_is_sought_beside_its_metadata(editable_package):
+    from mmengine.utils import get_installed_path
+
+    assert not Path(get_installed_path('some_package')).exists()
+
+
+def test_other_packages_are_found_where_they_were():
+    from mmengine.config import config
+    from mmengine.utils import get_installed_path
+
+    for package in ('mmpretrain', 'mmrazor'):
+        found = config.get_installed_path(package)
+        assert found == get_installed_path(package)
+        assert (Path(found) / '__init__.py').exists()
+
+
+# ------------------------------------------------------------- empty images
+
+
+def test_empty_image_is_named_with_its_cure(tmp_path):
+    from mmcv.transforms import LoadImageFromFile
+
+    path = tmp_path / 'empty.png'
+    path.touch()
+    with pytest.raises(OSError, match='may be empty') as caught:
+        LoadImageFromFile()(dict(img_path=str(path)))
+    assert str(path) in str(caught.value)
+    assert LoadImageFromFile(ignore_empty=True)(dict(img_path=path)) is None
+
+
+def test_without_the_fix_an_empty_image_has_no_name(tmp_path, monkeypatch):
+    from mmcv.transforms import LoadImageFromFile
+
+    path = tmp_path / 'empty.png'
+    path.touch()
+    original = LoadImageFromFile.transform.__wrapped__
+    monkeypatch.setattr(LoadImageFromFile, 'transform', original)
+    with pytest.raises(Exception, match='imdecode') as caught:
+        LoadImageFromFile()(dict(img_path=str(path)))
+    assert 'empty.png' not in str(caught.value)
+
+
+def test_other_images_are_loaded_or_named_as_before(tmp_path):
+    import cv2
+    from mmcv.transforms import LoadImageFromFile
+
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    path = tmp_path / 'image.png'
+    cv2.imwrite(str(path), pixels)
+    loaded = LoadImageFromFile()(dict(img_path=str(path)))
+    assert np.array_equal(loaded['img'], pixels)
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        LoadImageFromFile()(dict(img_path=str(tmp_path / 'nowhere.png')))
+    path.write_text('no image')
+    with pytest.raises(AssertionError, match='image.png'):
+        LoadImageFromFile()(dict(img_path=str(path)))
+
+
 # ---------------------------------------------------------------- versions
 
 
@@ -484,8 +573,15 @@ def test_applying_the_fixes_again_changes_nothing():
     base = importlib.import_module('mmrazor.models.algorithms.base')
     soft = importlib.import_module('mmrazor.models.losses.kd_soft_ce_loss')
 
+    from mmcv.transforms import LoadImageFromFile
+    from mmengine.config import config
+    from mmengine.hub import hub
+
     def state():
         return [
+            config.get_installed_path,
+            hub.get_installed_path,
+            LoadImageFromFile.transform,
             base.OrderedDict,
             soft.soft_cross_entropy,
             sys.modules[BACKENDS],

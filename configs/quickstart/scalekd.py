@@ -16,3 +16,8 @@ model = dict(
     student_channels_last=True,
     distiller=_base_.distiller,
 )
+
+# Attention wants a lower learning rate than the convolutions of the student.
+optim_wrapper = dict(
+    paramwise_cfg=dict(custom_keys={'distiller': dict(lr_mult=0.5)})
+)

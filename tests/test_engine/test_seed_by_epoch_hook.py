@@ -66,16 +66,16 @@ def test_workers_draw_different_numbers(monkeypatch):
     assert not (first == second).any()
 
 
-def test_process_and_workers_of_neighbouring_epochs_do_not_meet(monkeypatch):
+def test_neighbouring_epochs_and_processes_do_not_meet(monkeypatch):
     drawn = [
-        torch.cat([x.flatten() for x in draw(
-            epoch=epoch, rank=rank, monkeypatch=monkeypatch, num_workers=2
-        )])
-        for epoch in range(2)
+        draw(epoch=epoch, rank=rank, monkeypatch=monkeypatch, num_workers=2)
+        for epoch in range(3)
         for rank in range(2)
-    ]  # fmt: skip
-    values = torch.cat(drawn)
-    assert len(values.unique()) == len(values)
+    ]
+    processes = torch.cat([own for own, *_ in drawn])
+    workers = torch.cat([torch.cat(items).flatten() for _, *items in drawn])
+    for values in (processes, workers):
+        assert len(values.unique()) == len(values)
 
 
 @pytest.mark.parametrize('seed', [0, 2**31 - 1])

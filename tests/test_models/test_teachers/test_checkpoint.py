@@ -1,6 +1,7 @@
 """Weights are loaded entirely and safely, or an error says why not."""
 
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -23,13 +24,16 @@ def save(weights, path: Path, form: str) -> Path:
         save_file(weights, path)
     elif form == 'bare':
         torch.save(weights, path)
+    elif form == 'before torch 1.6':
+        torch.save(weights, path, _use_new_zipfile_serialization=False)
     else:
         torch.save({form: weights, 'meta': dict(epoch=3)}, path)
     return path
 
 
 @pytest.mark.parametrize(
-    'form', ['bare', 'state_dict', 'model', 'safetensors']
+    'form',
+    ['bare', 'state_dict', 'model', 'safetensors', 'before torch 1.6'],
 )
 def test_every_form_of_checkpoint_is_loaded(tmp_path, form):
     source, target = net(), net()
@@ -162,7 +166,9 @@ def test_missing_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize('kept', [0, 10, 500, 0.5, 0.95])
-@pytest.mark.parametrize('form', ['state_dict', 'safetensors'])
+@pytest.mark.parametrize(
+    'form', ['state_dict', 'safetensors', 'before torch 1.6']
+)
 def test_truncated_file_is_named_with_its_cure(tmp_path, form, kept):
     model = net(width=400)
     path = save(model.state_dict(), tmp_path / 'cut.pth', form)
@@ -208,6 +214,13 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, old_format):
     # torch's own advice is to switch the safety off.
     assert 'weights_only' not in message
     assert not trace.exists()
+
+
+def test_plain_pickle_is_refused_as_what_it_is(tmp_path):
+    path = tmp_path / 'plain.pth'
+    path.write_bytes(pickle.dumps(dict(weight=[1.0])))
+    with pytest.raises(RuntimeError, match='holds more than weights'):
+        load_weights(net(), path)
 
 
 @pytest.mark.parametrize('content', [[1, 2], 'text', dict(epoch=3)])
