@@ -421,6 +421,7 @@ def editable_package(tmp_path, monkeypatch) -> Path:
     (metadata / 'METADATA').write_text(
         'Metadata-Version: 2.1\nName: some_package\nVersion: 1.0\n'
     )
+    (metadata / 'top_level.txt').write_text('some_package\n')
     monkeypatch.syspath_prepend(source.parent)
     site = pkg_resources.WorkingSet([str(metadata.parent)])
     monkeypatch.setattr(pkg_resources, 'working_set', site)
