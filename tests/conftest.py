@@ -113,14 +113,14 @@ def scalekd(norm: str = 'BN', heads: int = 2) -> dict:
     views = ('original', 'frequency')
     connectors, losses, mappings = {}, {}, {}
     target = record('stages', False, 3)
-    for index, view in enumerate(views):
+    for view in views:
         cap = dict(
             type='mmcakd.CAPConnector',
             num_heads=heads,
             kappa=5.0,
             norm_cfg=dict(type=norm),
         )
-        replayed = dict(connector='tail', connector_idx=index)
+        replayed = dict(connector='tail', connector_idx=view)
         connectors[f's3_{view}'] = cap | dict(
             inputs=dict(feature=record('stages', True, 2)),
             shape_like=record('stages', False, 2),

@@ -12,22 +12,27 @@ from mmcakd.engine import prepare_cpu_launcher
 
 
 class KeepWeights(Hook):
-    """Save the weights after every step."""
+    """Save the weights before the first step and after every one."""
 
     def __init__(self, out: str) -> None:
         self.out = out
+        self.rank = os.environ.get('RANK', '0')
+
+    def before_train(self, runner) -> None:
+        self.save(runner, 'start', {})
 
     def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        self.save(runner, runner.iter, outputs)
+
+    def save(self, runner, step, losses) -> None:
         model = getattr(runner.model, 'module', runner.model)
-        torch.save(
-            dict(
-                weights=dict(model.named_parameters()),
-                losses={k: float(v) for k, v in outputs.items()},
-                wrapped=type(runner.model).__name__,
-                unused=getattr(runner.model, 'find_unused_parameters', None),
-            ),
-            f'{self.out}_rank{os.environ.get("RANK", 0)}_{runner.iter}.pth',
+        state = dict(
+            weights={k: p.detach() for k, p in model.named_parameters()},
+            losses={k: float(v) for k, v in losses.items()},
+            wrapper=type(runner.model).__name__,
+            unused=getattr(runner.model, 'find_unused_parameters', None),
         )
+        torch.save(state, f'{self.out}_rank{self.rank}_{step}.pth')
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import runpy
 import socket
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
-from mmengine.runner import Runner
 
 import mmcakd
 from mmcakd.engine import launcher, prepare_cpu_launcher
@@ -29,39 +27,25 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-def launch(config: Path, out: Path, world: int = 2) -> None:
-    """Start the processes as torchrun does, and wait for them."""
-    port = free_port()
-    processes = []
-    for rank in range(world):
-        env = {
-            **os.environ,
-            'PYTHONPATH': os.pathsep.join(
-                filter(None, [str(ROOT), *sys.path])
-            ),
-            'RANK': str(rank),
-            'LOCAL_RANK': str(rank),
-            'WORLD_SIZE': str(world),
-            'MASTER_ADDR': '127.0.0.1',
-            'MASTER_PORT': str(port),
-            'OMP_NUM_THREADS': '1',
-        }
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, '-W', 'ignore', WORKER, config, out],
-                env=env,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    try:
-        for process in processes:
-            said, _ = process.communicate(timeout=900)
-            assert process.returncode == 0, said[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
+def start(config: Path, out: Path, rank: int, world: int, port: int):
+    """Start a process as torchrun does."""
+    env = {
+        **os.environ,
+        'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), *sys.path])),
+        'RANK': str(rank),
+        'LOCAL_RANK': str(rank),
+        'WORLD_SIZE': str(world),
+        'MASTER_ADDR': '127.0.0.1',
+        'MASTER_PORT': str(port),
+        'OMP_NUM_THREADS': '1',
+    }
+    return subprocess.Popen(
+        [sys.executable, '-W', 'ignore', WORKER, config, out],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 @pytest.fixture
@@ -99,42 +83,61 @@ def make_cfg(short_run, tiny):
 
 
 def test_two_processes_learn_what_one_learns_from_the_joint_batch(
-    make_cfg, tmp_path, monkeypatch
+    make_cfg, tmp_path
 ):
-    cfg = make_cfg('two', batch_size=2, launcher='pytorch')
-    cfg.dump(tmp_path / 'two.py')
-    launch(tmp_path / 'two.py', tmp_path / 'two')
+    cfgs = dict(
+        one=make_cfg('one', batch_size=4),
+        two=make_cfg('two', batch_size=2, launcher='pytorch'),
+    )
+    port, processes = free_port(), []
+    try:
+        for name, world in (('one', 1), ('two', 2)):
+            cfgs[name].dump(tmp_path / f'{name}.py')
+            processes += [
+                start(
+                    tmp_path / f'{name}.py', tmp_path / name, rank, world, port
+                )
+                for rank in range(world)
+            ]
+        for process in processes:
+            said, _ = process.communicate(timeout=900)
+            assert process.returncode == 0, said[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
 
-    keep = runpy.run_path(str(WORKER))['KeepWeights']
-    runner = Runner.from_cfg(make_cfg('one', batch_size=4))
-    start = copy.deepcopy(dict(runner.model.named_parameters()))
-    monkeypatch.setenv('RANK', '0')
-    runner.register_hook(keep(str(tmp_path / 'one')))
-    runner.train()
-
-    previous = start
-    for index in range(STEPS):
-        one = torch.load(tmp_path / f'one_rank0_{index}.pth')
-        ranks = [
-            torch.load(tmp_path / f'two_rank{rank}_{index}.pth')
-            for rank in range(2)
+    def read(step):
+        return [
+            torch.load(tmp_path / f'{name}_{step}.pth')
+            for name in ('one_rank0', 'two_rank0', 'two_rank1')
         ]
-        for rank in ranks:
-            assert rank['wrapped'] == 'MMDistributedDataParallel'
+
+    one, first, second = read('start')
+    for name, weight in one['weights'].items():
+        assert torch.equal(first['weights'][name], weight), name
+        assert torch.equal(second['weights'][name], weight), name
+    previous = one['weights']
+    for index in range(STEPS):
+        one, first, second = read(index)
+        for rank in (first, second):
+            assert rank['wrapper'] == 'MMDistributedDataParallel'
             assert rank['unused'] is False
         for name, weight in one['weights'].items():
-            assert torch.equal(
-                ranks[0]['weights'][name], ranks[1]['weights'][name]
-            ), name
+            found = first['weights'][name]
+            assert torch.equal(found, second['weights'][name]), name
             step = weight - previous[name]
             stopped = index == 2 and name.startswith('distiller')
-            assert bool(step.any()) != stopped, name
-            difference = ranks[0]['weights'][name] - weight
-            assert difference.norm() <= 0.01 * step.norm() + 1e-6, name
+            # The softmax ignores a bias that all keys share.
+            if not name.endswith('k_proj.bias'):
+                assert bool(step.any()) != stopped, name
+            # Some gradients are zero but for rounding, such as those of a
+            # bias before a softmax or before the frequency view.
+            difference = (found - weight).norm()
+            assert difference <= 0.01 * step.norm() + 1e-5, name
         # Each process logs its own half.
         for name, loss in one['losses'].items():
-            halves = [rank['losses'][name] for rank in ranks]
-            assert sum(halves) / 2 == pytest.approx(loss, rel=1e-2), name
+            mean = (first['losses'][name] + second['losses'][name]) / 2
+            assert mean == pytest.approx(loss, rel=1e-2), name
         assert (one['losses']['distill.loss_kd'] == 0) == (index == 2)
         previous = one['weights']
 

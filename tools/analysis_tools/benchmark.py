@@ -100,14 +100,14 @@ def scalekd_distiller() -> dict:
         distiller[whose] = distiller[whose] | recorders
     views = ('original', 'frequency')
     connectors, target = {}, stage(3, False)
-    for index, view in enumerate(views):
+    for view in views:
         connectors[f's3_{view}'] = dict(
             type='mmcakd.CAPConnector',
             num_heads=12,
             inputs=dict(feature=stage(2, True)),
             shape_like=stage(2, False),
         )
-        tail = dict(connector='tail', connector_idx=index)
+        tail = dict(connector='tail', connector_idx=view)
         connectors[f's4_{view}'] = dict(
             type='mmcakd.CAPConnector',
             num_heads=24,

@@ -168,6 +168,8 @@ class DryRun:
 
     def _note_shape(self, name: str):
         def note(module, inputs, outputs) -> None:
+            if isinstance(outputs, dict):
+                outputs = tuple(outputs.values())
             several = isinstance(outputs, tuple)
             shapes = [shape(o) for o in (outputs if several else [outputs])]
             self.shapes[name] = ', '.join(shapes)

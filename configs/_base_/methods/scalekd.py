@@ -47,7 +47,7 @@ distiller = dict(
             kappa=5.0,
             inputs=dict(
                 feature=dict(recorder='stages', from_student=True, data_idx=3),
-                query=dict(connector='tail', connector_idx=0),
+                query=dict(connector='tail', connector_idx='original'),
             ),
         ),
         s4_frequency=dict(
@@ -56,7 +56,7 @@ distiller = dict(
             kappa=5.0,
             inputs=dict(
                 feature=dict(recorder='stages', from_student=True, data_idx=3),
-                query=dict(connector='tail', connector_idx=1),
+                query=dict(connector='tail', connector_idx='frequency'),
             ),
         ),
     ),
@@ -78,11 +78,11 @@ distiller = dict(
     # Every view, of either stage, is compared with stage 4 of the teacher.
     loss_forward_mappings=dict(
         loss_s3_original=dict(
-            student=dict(connector='tail', connector_idx=0),
+            student=dict(connector='tail', connector_idx='original'),
             teacher=dict(recorder='stages', from_student=False, data_idx=3),
         ),
         loss_s3_frequency=dict(
-            student=dict(connector='tail', connector_idx=1),
+            student=dict(connector='tail', connector_idx='frequency'),
             teacher=dict(recorder='stages', from_student=False, data_idx=3),
         ),
         loss_s4_original=dict(

@@ -181,21 +181,18 @@ class CrossArchDistill(SingleTeacherDistill):
 
     def _prepare_distiller(self) -> None:
         """Let the distiller read both models at the training size."""
-        own = [
-            module
-            for module in self.distiller.modules()
-            if type(module).__module__.startswith('mmcakd.')
-        ]
+        modules = list(self.distiller.modules())
+        reads_sizes = any(isinstance(m, BaseConnector) for m in modules)
+        # The distiller itself is one of ours; without another, all parts are
+        # MMRazor's and know their sizes.
+        ours = [m for m in modules if type(m).__module__.startswith('mmcakd.')]
         if self.input_size is None:
-            if any(isinstance(module, BaseConnector) for module in own):
+            if reads_sizes:
                 raise ValueError(
                     'the connectors read widths and grids from the models; '
                     'set model.input_size to the size of the training images'
                 )
-            return
-        # The distiller itself is one; without another, all parts are
-        # MMRazor's and know their sizes.
-        if len(own) > 1:
+        elif reads_sizes or len(ours) > 1:
             self.distiller.prepare(
                 self.student, self.teacher, self._run_example
             )

@@ -65,14 +65,15 @@ class TeacherReplay(BaseConnector):
         object.__setattr__(self, 'tail', tail)
 
     def forward(
-        self, *args: torch.Tensor, **views: torch.Tensor
-    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """Replay tokens ``(N, L, C)``, one or several.
+        self, tokens: torch.Tensor | None = None, **views: torch.Tensor
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Replay tokens ``(N, L, C)``, or several views by name.
 
         Returns:
-            Tensor | tuple[Tensor]: ``(N, L', C')`` for each input, in the
-            order of the config.
+            Tensor | dict[str, Tensor]: ``(N, L', C')``, for each view if they
+            are named; ``connector_idx`` of a reference is then the name.
         """
-        tokens = (*args, *views.values())
-        out = self.tail(torch.cat(tokens) if len(tokens) > 1 else tokens[0])
-        return out.chunk(len(tokens)) if len(tokens) > 1 else out
+        if not views:
+            return self.tail(tokens)
+        out = self.tail(torch.cat(tuple(views.values())))
+        return dict(zip(views, out.chunk(len(views)), strict=True))

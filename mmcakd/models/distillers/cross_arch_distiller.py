@@ -41,8 +41,9 @@ class CrossArchDistiller(ConfigurableDistiller):
     ``dict(recorder=..., from_student=True,       MMRazor's form: the record
     connector='name')``                           through a connector
                                                   without ``inputs``
-    ``dict(connector='name', connector_idx=0)``   a connector with
-                                                  ``inputs``
+    ``dict(connector='name',                      a connector with
+    connector_idx='view')``                       ``inputs``, and which of its
+                                                  outputs if there are several
     ``dict(label='hard')``                        class indices ``(N,)``
     ``dict(label='soft')``                        ``(N, C)``, mixed by MixUp
                                                   or CutMix
@@ -83,7 +84,10 @@ class CrossArchDistiller(ConfigurableDistiller):
         self.connector_inputs: dict[str, Mapping] = {}
         self.connector_shape_like: dict[str, dict] = {}
         plain = {}
-        for name, cfg in (connectors or {}).items():
+        # By name: MMEngine sorts the keys of a config that it dumps, and the
+        # order decides over initial weights and over what an optimizer
+        # resumes with which state.
+        for name, cfg in sorted((connectors or {}).items()):
             if isinstance(cfg, dict):
                 cfg = dict(cfg)
                 if 'inputs' in cfg:
@@ -92,6 +96,14 @@ class CrossArchDistiller(ConfigurableDistiller):
                     self.connector_shape_like[name] = cfg.pop('shape_like')
             plain[name] = cfg
         return super().build_connectors(plain)
+
+    def build_distill_losses(
+        self, losses: dict[str, dict] | None = None
+    ) -> nn.ModuleDict:
+        """Build the losses, for the same reason in the order of names."""
+        return super().build_distill_losses(
+            dict(sorted((losses or {}).items()))
+        )
 
     # ------------------------------------------------------------ checking
 
@@ -201,7 +213,7 @@ class CrossArchDistiller(ConfigurableDistiller):
                 circle = ' -> '.join([*waiting[waiting.index(name) :], name])
                 raise ValueError(f'the connectors form a circle: {circle}')
             waiting.append(name)
-            for reference in self.connector_inputs[name].values():
+            for _, reference in sorted(self.connector_inputs[name].items()):
                 # One without `inputs` is applied where it is named.
                 if reference.get('connector') in self.connector_inputs:
                     visit(reference['connector'])
@@ -400,7 +412,16 @@ class CrossArchDistiller(ConfigurableDistiller):
             return self.get_record(**reference)
         output = self._outputs[reference['connector']]
         index = reference.get('connector_idx')
-        return output if index is None else output[index]
+        if index is None:
+            return output
+        try:
+            return output[index]
+        except (KeyError, IndexError) as error:
+            known = list(output) if isinstance(output, dict) else len(output)
+            raise ValueError(
+                f'connector {reference["connector"]!r} has no output '
+                f'{index!r}; it has {known}'
+            ) from error
 
     def get_record(
         self,
@@ -409,7 +430,7 @@ class CrossArchDistiller(ConfigurableDistiller):
         record_idx: int = 0,
         data_idx: int | None = None,
         connector: str | None = None,
-        connector_idx: int | None = None,
+        connector_idx: int | str | None = None,
     ) -> Any:
         """Get a record, through a connector if one is named.
 

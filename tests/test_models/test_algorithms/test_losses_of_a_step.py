@@ -225,7 +225,8 @@ def test_accumulated_gradients_are_those_of_the_large_batch(tiny):
         large.named_parameters(), small.parameters(), before, strict=True
     ):
         step = (p - old).norm()
-        assert step > 0, name
+        # The softmax ignores a bias that all keys share.
+        assert step > 0 or name.endswith('k_proj.bias'), name
         assert (p - q).norm() < 0.01 * step + 1e-6, name
 
 

@@ -1,0 +1,338 @@
+"""The graph of a distiller: what it keeps, prepares and reads."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmpretrain.structures import DataSample
+from torch import nn
+
+from mmcakd.models.connectors import BaseConnector
+from mmcakd.models.distillers.cross_arch_distiller import read_labels
+
+
+class Scale(BaseConnector):
+    """Multiply by a parameter; `prepare` reads the width."""
+
+    def prepare(self, inputs, like):
+        (feature,) = inputs.values()
+        self.shapes = (feature.shape, like if like is None else like.shape)
+        self.factor = nn.Parameter(torch.ones(feature.shape[1], 1, 1))
+
+    def forward(self, feature):
+        return feature * self.factor
+
+
+class Sum(nn.Module):
+    """A loss of any number of arguments, one of them optional."""
+
+    def forward(self, first, second, third=None):
+        total = first.sum() + second.sum()
+        return total if third is None else total + third.sum()
+
+
+class Join(nn.Module):
+    """A connector of several inputs."""
+
+    def forward(self, left, right):
+        return left + right, left - right
+
+
+@pytest.fixture
+def build(tiny):
+    """Build a distillation between equal ResNets from parts of a distiller."""
+
+    def build_model(**parts):
+        distiller = dict(
+            student_recorders=tiny.recorders(),
+            teacher_recorders=tiny.recorders(),
+            **parts,
+        )
+        return tiny.build_distillation(
+            teacher=tiny.classifier(tiny.resnet()),
+            distiller=distiller,
+            student_loss_weight=1.0,
+        )
+
+    return build_model
+
+
+# --------------------------------------------------------------------- graph
+
+
+def test_connectors_may_read_connectors_in_any_order(build, tiny):
+    model = build(
+        connectors=dict(
+            # named before what they read
+            last=dict(
+                type=Join,
+                inputs=dict(
+                    left=dict(connector='first', connector_idx=0),
+                    right=dict(connector='first', connector_idx=1),
+                ),
+            ),
+            first=dict(
+                type=Join,
+                inputs=dict(
+                    left=tiny.record('stages', True, 3),
+                    right=tiny.record('stages', False, 3),
+                ),
+            ),
+        ),
+        distill_losses=dict(loss=dict(type=Sum)),
+        loss_forward_mappings=dict(
+            loss=dict(
+                first=dict(connector='last', connector_idx=0),
+                second=dict(connector='last', connector_idx=1),
+            )
+        ),
+    ).eval()
+    images, samples = tiny.batch()
+    maps = {}
+    for name, net in (
+        ('student', model.student),
+        ('teacher', model.teacher.model),
+    ):
+        net.backbone.layer4.register_forward_hook(
+            lambda m, i, o, name=name: maps.update({name: o})
+        )
+    loss = model(images, samples, mode='loss')['distill.loss']
+    # (s + t) + (s - t) and (s + t) - (s - t)
+    expected = 2 * maps['student'].sum() + 2 * maps['teacher'].sum()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_output_of_a_connector_without_index_is_passed_whole(build, tiny):
+    class Both(nn.Module):
+        def forward(self, pair):
+            left, right = pair
+            return (left + right).sum()
+
+    model = build(
+        connectors=dict(
+            join=dict(
+                type=Join,
+                inputs=dict(
+                    left=tiny.record('logits', True),
+                    right=tiny.record('logits', False),
+                ),
+            )
+        ),
+        distill_losses=dict(loss=dict(type=Both)),
+        loss_forward_mappings=dict(loss=dict(pair=dict(connector='join'))),
+    ).eval()
+    images, samples = tiny.batch()
+    loss = model(images, samples, mode='loss')['distill.loss']
+    expected = 2 * model.student(images, mode='tensor').sum()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_optional_argument_of_a_loss_may_be_left_out(build, tiny):
+    mapping = dict(
+        first=tiny.record('logits', True), second=tiny.record('logits', False)
+    )
+    data = tiny.batch()
+    values = []
+    for extra in ({}, dict(third=tiny.record('logits', False))):
+        torch.manual_seed(0)
+        model = build(
+            distill_losses=dict(loss=dict(type=Sum)),
+            loss_forward_mappings=dict(loss=mapping | extra),
+        ).eval()
+        values.append(model(*data, mode='loss')['distill.loss'].item())
+    assert values[0] != values[1]
+
+
+def test_stage_recorder_without_index_hands_over_all_four(build, tiny):
+    class Count(nn.Module):
+        def forward(self, stages):
+            assert len(stages) == 4
+            return sum(stage.mean() for stage in stages)
+
+    model = build(
+        distill_losses=dict(loss=dict(type=Count)),
+        loss_forward_mappings=dict(
+            loss=dict(stages=tiny.record('stages', True))
+        ),
+    )
+    loss = model.train()(*tiny.batch(), mode='loss')['distill.loss']
+    assert loss.requires_grad
+
+
+def test_only_stages_that_are_read_stay_in_memory(tiny):
+    model = tiny.build_distillation()
+    kept = {}
+    compute = model.distiller.compute_distill_losses
+
+    def look(data_samples):
+        for name in ('student', 'teacher'):
+            manager = getattr(model.distiller, f'{name}_recorders')
+            buffers = manager.get_recorder('stages').data_buffer
+            kept[name] = [index for index in range(4) if buffers[index]]
+        return compute(data_samples)
+
+    model.distiller.compute_distill_losses = look
+    model(*tiny.batch(), mode='loss')
+    # The third stage of the teacher was only read for its size.
+    assert kept == dict(student=[2, 3], teacher=[3])
+
+
+# --------------------------------------------------------------- preparation
+
+
+def test_connectors_read_their_sizes_from_the_models(build, tiny):
+    model = build(
+        connectors=dict(
+            alone=dict(type=Scale),
+            wired=dict(
+                type=Scale,
+                inputs=dict(feature=tiny.record('stages', True, 1)),
+                shape_like=tiny.record('stages', False, 2),
+            ),
+        ),
+        distill_losses=dict(loss=dict(type=Sum)),
+        loss_forward_mappings=dict(
+            loss=dict(
+                first=tiny.record('stages', True, 3) | dict(connector='alone'),
+                second=dict(connector='wired'),
+            )
+        ),
+    )
+    connectors = model.distiller.connectors
+    assert connectors.alone.shapes == ((2, 32, 2, 2), None)
+    assert connectors.wired.shapes == ((2, 8, 8, 8), (2, 16, 4, 4))
+    trained = {name for name, _ in model.named_parameters()}
+    assert 'distiller.connectors.alone.factor' in trained
+
+
+def test_trying_the_graph_leaves_no_trace(tiny):
+    student = tiny.build(tiny.classifier(tiny.resnet()))
+    teacher = tiny.build(tiny.classifier(tiny.swin()))
+    student.train()
+    before = [copy.deepcopy(m.state_dict()) for m in (student, teacher)]
+    model = tiny.build_distillation(architecture=student, teacher=teacher)
+    after = [m.state_dict() for m in (student, teacher)]
+    for old, new in zip(before, after, strict=True):
+        assert all(torch.equal(old[key], new[key]) for key in old)
+    # Projectors normalise by nothing yet, and everything is in train mode.
+    for name, value in model.distiller.state_dict().items():
+        if name.endswith('running_mean'):
+            assert not value.any(), name
+        if name.endswith('num_batches_tracked'):
+            assert value == 0, name
+    assert all(
+        module.training for module in [student, *model.distiller.modules()]
+    )
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_models_with_dropout_are_tried_without_drawing(tiny):
+    torch.manual_seed(3)
+    student = tiny.build(tiny.classifier(tiny.vit(drop_rate=0.5)))
+    teacher = tiny.build(tiny.classifier(tiny.swin(drop_path_rate=0.5)))
+    state = torch.get_rng_state()
+    tiny.build_distillation(
+        architecture=student, teacher=teacher, distiller=tiny.logit_kd()
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# -------------------------------------------------------------------- labels
+
+
+def labelled(count: int = 3) -> list[DataSample]:
+    return [
+        DataSample()
+        .set_gt_label(index)
+        .set_gt_score(torch.eye(4)[index] * 0.5)
+        for index in range(count)
+    ]
+
+
+def test_hard_labels_are_class_indices():
+    labels = read_labels(labelled(), 'hard')
+    assert labels.tolist() == [0, 1, 2]
+    assert labels.dtype == torch.int64
+
+
+def test_soft_labels_are_scores_of_all_classes():
+    labels = read_labels(labelled(), 'soft')
+    assert torch.equal(labels, torch.eye(4)[:3] * 0.5)
+
+
+@pytest.mark.parametrize('samples', [None, [], [DataSample()]])
+@pytest.mark.parametrize(
+    ('kind', 'named'), [('hard', 'gt_label'), ('soft', 'to_onehot=True')]
+)
+def test_missing_labels_are_named(samples, kind, named):
+    with pytest.raises(RuntimeError, match=named):
+        read_labels(samples, kind)
+
+
+# ----------------------------------------------------------------- gradients
+
+
+def test_statistic_without_gradient_is_no_error(build, tiny):
+    model = build(
+        distill_losses=dict(loss_kd=dict(type=Sum), agreement=dict(type=Sum)),
+        loss_forward_mappings=dict(
+            loss_kd=dict(
+                first=tiny.record('logits', True),
+                second=tiny.record('logits', False),
+            ),
+            agreement=dict(
+                first=tiny.record('logits', False),
+                second=tiny.record('logits', False),
+            ),
+        ),
+    )
+    losses = model.train()(*tiny.batch(), mode='loss')
+    total, log = model.parse_losses(losses)
+    assert 'distill.agreement' in log
+    expected = losses['student.loss'] + losses['distill.loss_kd']
+    assert total.item() == pytest.approx(expected.item())
+
+
+def test_loss_of_the_teacher_alone_is_refused(build, tiny):
+    model = build(
+        distill_losses=dict(loss_kd=dict(type=Sum)),
+        loss_forward_mappings=dict(
+            loss_kd=dict(
+                first=tiny.record('logits', False),
+                second=tiny.record('logits', False),
+            )
+        ),
+    )
+    with pytest.raises(RuntimeError, match='loss_kd depends on nothing'):
+        model.train()(*tiny.batch(), mode='loss')
+    # Where nothing is trained there is nothing to say.
+    model.eval()(*tiny.batch(), mode='loss')
+    with torch.no_grad():
+        model.train()(*tiny.batch(), mode='loss')
+
+
+def test_a_dumped_config_builds_the_same_model(tiny, tmp_path):
+    """MMEngine sorts the keys of what it dumps; nothing may depend on them."""
+    cfg = Config(dict(model=tiny.distillation()))
+    cfg.dump(tmp_path / 'dumped.py')
+    dumped = Config.fromfile(tmp_path / 'dumped.py')
+    assert list(dumped.model.distiller.connectors) != list(
+        cfg.model.distiller.connectors
+    )
+    models = []
+    for source in (cfg, dumped):
+        torch.manual_seed(0)
+        models.append(tiny.build(source.model))
+    first, second = models
+    names = [name for name, _ in first.named_parameters()]
+    assert names == [name for name, _ in second.named_parameters()]
+    for (name, p), q in zip(
+        first.named_parameters(), second.parameters(), strict=True
+    ):
+        assert torch.equal(p, q), name
+    images, samples = tiny.batch()
+    second.teacher.load_state_dict(first.teacher.state_dict())
+    losses = [m.train().loss(images, samples) for m in models]
+    for name, loss in losses[0].items():
+        assert torch.equal(loss, losses[1][name]), name
