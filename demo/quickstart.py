@@ -10,6 +10,7 @@ held-out images. Run again, it reuses what is finished and resumes what is not.
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -385,7 +387,6 @@ def draw_predictions(checkpoint: Path, data: Path, out: Path) -> str:
     inferencer = ImageClassificationInferencer(
         str(checkpoint.with_suffix('.py')), pretrained=str(checkpoint)
     )
-    inferencer.show_progress = False
     folders = sorted(path for path in (data / 'val').iterdir())
     images = [min(folder.iterdir()) for folder in folders]
     predictions = inferencer(list(map(str, images)), batch_size=len(images))
@@ -510,13 +511,15 @@ def main() -> None:
     draw_curves(results, teacher, args.work_dir / 'curves.png')
     lines = []
     if 'scalekd' in args.methods:
-        student = export_student(
-            args.work_dir / 'scalekd' / f'seed_{args.seeds[0]}',
-            args.work_dir / 'scalekd_student.pth',
-        )
-        right = draw_predictions(
-            student, data, args.work_dir / 'predictions.png'
-        )
+        # MMEngine prints what it loads.
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            student = export_student(
+                args.work_dir / 'scalekd' / f'seed_{args.seeds[0]}',
+                args.work_dir / 'scalekd_student.pth',
+            )
+            right = draw_predictions(
+                student, data, args.work_dir / 'predictions.png'
+            )
         lines += [
             '![Predictions](predictions.png)',
             '',

@@ -23,7 +23,7 @@ def test_all_of_a_distillation_is_shown(scalekd_config, run_tool):
         'backbone.layer4 │ NCHW │ 32 x 2 x 2',
         'backbone.stages.2.blocks.1 │ NLC │ 32 x 4 x 4',
         # connectors
-        "student's stages[3], tail[1]",
+        's4_frequency │ CAPConnector',
         'tail │ TeacherReplay',
         # losses
         'student.loss',

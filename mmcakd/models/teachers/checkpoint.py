@@ -40,7 +40,9 @@ def read_checkpoint(path: str) -> dict:
         if path.endswith('.safetensors'):
             checkpoint = load_safetensors(path)
         else:
-            checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu')
+            checkpoint = CheckpointLoader.load_checkpoint(
+                path, 'cpu', logger='silent'
+            )
     except FileNotFoundError as error:
         raise FileNotFoundError(f'there is no checkpoint at {path}') from error
     except Exception as error:

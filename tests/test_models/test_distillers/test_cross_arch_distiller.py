@@ -178,6 +178,42 @@ def test_only_stages_that_are_read_stay_in_memory(tiny):
     assert kept == dict(student=[2, 3], teacher=[3])
 
 
+def turned(cfg):
+    """The same config with the keys of every dict the other way round."""
+    if isinstance(cfg, dict):
+        return {key: turned(cfg[key]) for key in reversed(cfg)}
+    if isinstance(cfg, list | tuple):
+        return type(cfg)(turned(item) for item in cfg)
+    return cfg
+
+
+def test_order_of_keys_does_not_matter(tiny):
+    # MMEngine sorts them when it dumps a config.
+    data = tiny.batch()
+    results = []
+    for cfg in (tiny.distillation(), turned(tiny.distillation())):
+        torch.manual_seed(0)
+        model = tiny.build(cfg).train()
+        losses = model(*data, mode='loss')
+        names = [name for name, _ in model.named_parameters()]
+        results.append((names, model.state_dict(), losses))
+    (names, weights, losses), (others, turned_weights, turned_losses) = results
+    # An optimizer's state is resumed by the place of a parameter.
+    assert names == others
+    for name, weight in weights.items():
+        assert torch.equal(turned_weights[name], weight), name
+    for name, loss in losses.items():
+        assert torch.equal(turned_losses[name], loss), name
+
+
+def test_unknown_output_of_a_connector_is_named(tiny):
+    distiller = tiny.scalekd()
+    mapping = distiller['loss_forward_mappings']['loss_s3_original']
+    mapping['student'] = dict(connector='tail', connector_idx='orig')
+    with pytest.raises(ValueError, match="'tail'.*'orig'.*original"):
+        tiny.build_distillation(distiller=distiller)
+
+
 # --------------------------------------------------------------- preparation
 
 
