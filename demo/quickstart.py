@@ -29,6 +29,7 @@ from pathlib import Path
 import matplotlib
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -511,7 +512,8 @@ def main() -> None:
     draw_curves(results, teacher, args.work_dir / 'curves.png')
     lines = []
     if 'scalekd' in args.methods:
-        # MMEngine prints what it loads.
+        # MMEngine tells, line by line, what it loads.
+        MMLogger.get_current_instance().setLevel('ERROR')
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             student = export_student(
                 args.work_dir / 'scalekd' / f'seed_{args.seeds[0]}',
