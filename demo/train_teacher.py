@@ -1,11 +1,16 @@
-"""Train the ViT teacher of the quick start.
+"""Train a teacher for the rendered data set.
 
     python demo/train_teacher.py --out demo/vit-micro_shapes.pth
+    python demo/train_teacher.py --teacher resnet \\
+        --out demo/resnet-micro_shapes.pth
+    python demo/train_teacher.py --teacher mixer \\
+        --out demo/mixer-micro_shapes.pth
 
 A ViT learns slowly from little data, which is why its weights are shipped.
 This makes them: scenes are rendered that no student sees, a CNN learns their
-labels, and the ViT learns from the labels, the CNN's logits and two of its
-feature maps, one at the ViT's stem and one at its end.
+labels, and the ViT, or an MLP-Mixer, learns from the labels, the CNN's logits
+and two of its feature maps, one at the stem and one at the end. The CNN is a
+teacher too.
 """
 
 import argparse
@@ -27,20 +32,28 @@ from mmcakd.datasets.rendered import CLASSES, render_scene
 from mmcakd.models import build_model, soft_target_loss
 
 ROOT = Path(__file__).parents[1]
-TEACHER = ROOT / 'configs/quickstart/_base_/teacher.py'
+CONFIGS = ROOT / 'configs/quickstart/_base_'
+TEACHERS = dict(
+    vit='teacher.py', resnet='teacher_resnet.py', mixer='teacher_mixer.py'
+)
 STAGE_3, STAGE_4 = 2, 3
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--out', default='work_dirs/vit-micro_shapes.pth')
+    parser.add_argument('--teacher', choices=TEACHERS, default='vit')
+    parser.add_argument(
+        '--out', help='default: work_dirs/TEACHER-micro_shapes.pth'
+    )
     parser.add_argument('--images', type=int, default=40_000)
     parser.add_argument('--val-images', type=int, default=2400)
     parser.add_argument('--cnn-epochs', type=int, default=3)
     parser.add_argument('--epochs', type=int, default=7)
     parser.add_argument('--batch-size', type=int, default=64)
     parser.add_argument('--seed', type=int, default=0)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.out = Path(args.out or f'work_dirs/{args.teacher}-micro_shapes.pth')
+    return args
 
 
 def _render(index: int, split: str) -> tuple[np.ndarray, int]:
@@ -170,8 +183,21 @@ def standardise(feature: torch.Tensor) -> torch.Tensor:
     return (feature - mean) / (feature.std((0, 2, 3), keepdim=True) + 1e-3)
 
 
+def save(model: nn.Module, accuracy: float, args) -> None:
+    """Write the weights whole or not at all."""
+    meta = dict(
+        top1=round(accuracy, 2),
+        classes=list(CLASSES),
+        args={k: v for k, v in vars(args).items() if k != 'out'},
+    )
+    part = args.out.with_suffix('.part')
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), part)
+    part.replace(args.out)
+
+
 def main() -> None:
     args = parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     set_random_seed(args.seed)
     print(f'rendering {args.images} images', flush=True)
     data = render(args.images, 'teacher')
@@ -195,17 +221,24 @@ def main() -> None:
         args.cnn_epochs,
         lr=3e-3,
         wd=0.05,
-        save=lambda accuracy: None,
+        save=lambda accuracy: (
+            args.teacher == 'resnet' and save(cnn, accuracy, args)
+        ),
     )
-    cnn.eval().requires_grad_(False)
+    if args.teacher != 'resnet':
+        teach(cnn.eval().requires_grad_(False), data, val, args)
+    print(f'{args.out}: {args.out.stat().st_size / 1e6:.2f} MB')
 
-    cfg = Config.fromfile(TEACHER)
-    vit = build_model(cfg.teacher, 'teacher')
-    vit.init_weights()
-    width = vit.backbone.embed_dims
+
+def teach(cnn: nn.Module, data, val, args: argparse.Namespace) -> None:
+    """Train a network of tokens on the labels and on what the CNN says."""
+    cfg = Config.fromfile(CONFIGS / TEACHERS[args.teacher])
+    model = build_model(cfg.teacher, 'teacher')
+    model.init_weights()
+    width = model.backbone.embed_dims
     to_stage_3, to_stage_4 = nn.Conv2d(width, 64, 1), nn.Conv2d(width, 128, 1)
     stem = {}
-    vit.backbone.patch_embed.projection.register_forward_hook(
+    model.backbone.patch_embed.projection.register_forward_hook(
         lambda module, inputs, output: stem.update(output=output)
     )
 
@@ -215,8 +248,10 @@ def main() -> None:
                 x.contiguous(memory_format=torch.channels_last)
             )
             target = cnn.head(cnn.neck((stage_4,)))
-        (last,) = vit.backbone(x)
-        logits = vit.head(vit.neck((last,))).float()
+        (last,) = model.backbone(x)
+        logits = model.head(model.neck((last,))).float()
+        if last.ndim == 3:
+            last = last.unflatten(2, model.backbone.patch_resolution)
         pooled = F.adaptive_avg_pool2d(last, stage_4.shape[2:])
         return dict(
             ce=0.5 * F.cross_entropy(logits, y),
@@ -227,38 +262,24 @@ def main() -> None:
             last=F.mse_loss(to_stage_4(pooled).float(), standardise(stage_4)),
         )
 
-    out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-
-    def save(accuracy: float) -> None:
-        meta = dict(
-            top1=round(accuracy, 2),
-            classes=list(CLASSES),
-            args={k: v for k, v in vars(args).items() if k != 'out'},
-        )
-        part = out.with_suffix('.part')
-        torch.save(dict(state_dict=vit.state_dict(), meta=meta), part)
-        part.replace(out)
-
     parameters = [
         parameter
-        for module in (vit, to_stage_3, to_stage_4)
+        for module in (model, to_stage_3, to_stage_4)
         for parameter in module.parameters()
     ]
     train(
-        'ViT',
+        args.teacher,
         parameters,
         losses,
         data,
         val,
-        vit,
+        model,
         args,
         args.epochs,
         lr=2e-3,
         wd=0.05,
-        save=save,
+        save=lambda accuracy: save(model, accuracy, args),
     )
-    print(f'{out}: {out.stat().st_size / 1e6:.2f} MB')
 
 
 if __name__ == '__main__':

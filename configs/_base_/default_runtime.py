@@ -8,6 +8,8 @@ default_hooks = dict(
     checkpoint=dict(max_keep_ckpts=3, save_best='auto'),
     # A resumed run sees the same augmentations as an unbroken one.
     seed=dict(type='mmcakd.SeedByEpochHook'),
+    # Losses with a memory learn what the training set holds.
+    training_set=dict(type='mmcakd.TrainingSetHook'),
     # At the end, the student alone becomes a plain MMPretrain checkpoint.
     export=dict(type='mmcakd.ExportStudentHook'),
 )

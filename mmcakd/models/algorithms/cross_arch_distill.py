@@ -177,7 +177,18 @@ class CrossArchDistill(SingleTeacherDistill):
         )
         self.student.to(memory_format=self.student_memory_format)
         self.input_size = self._find_input_size(input_size)
+        self._check_labels()
         self._prepare_distiller()
+
+    def _check_labels(self) -> None:
+        unmixed = self.distiller.labels_read & {'hard', 'index'}
+        if unmixed and getattr(self.data_preprocessor, 'batch_augments', None):
+            raise ValueError(
+                f'the distiller reads {sorted(unmixed)} labels, but the '
+                "student's train_cfg mixes images (MixUp, CutMix): remove its "
+                "augments, or let the loss read dict(label='soft') or 'auto' "
+                'if it can'
+            )
 
     def _prepare_distiller(self) -> None:
         """Let the distiller read both models at the training size."""
@@ -237,10 +248,10 @@ class CrossArchDistill(SingleTeacherDistill):
         self.student.train(was_training)
         logits = output if isinstance(output, torch.Tensor) else output[-1]
         return [
-            DataSample()
+            DataSample(metainfo=dict(sample_idx=index))
             .set_gt_label(0)
             .set_gt_score(torch.eye(logits.shape[1])[0])
-            for _ in inputs
+            for index in range(len(inputs))
         ]
 
     def train(self, mode: bool = True) -> 'CrossArchDistill':

@@ -19,6 +19,9 @@ from ..teachers import Teacher
 
 Mapping = dict[str, dict]
 
+#: What a reference can read of the data samples.
+LABELS = ('hard', 'soft', 'auto', 'index')
+
 
 @MODELS.register_module()
 class CrossArchDistiller(ConfigurableDistiller):
@@ -30,7 +33,7 @@ class CrossArchDistiller(ConfigurableDistiller):
       other connectors. It runs once a step, however many losses read it;
     - a connector may read widths and grids from the two models (see
       :meth:`mmcakd.models.connectors.BaseConnector.prepare`), with a record
-      named in ``shape_like`` as a model of its output;
+      named in ``shape_like`` as a model of its output, or several by name;
     - a loss may read labels.
 
     A reference, in ``inputs`` and in ``loss_forward_mappings``, is one of
@@ -47,6 +50,10 @@ class CrossArchDistiller(ConfigurableDistiller):
     ``dict(label='hard')``                        class indices ``(N,)``
     ``dict(label='soft')``                        ``(N, C)``, mixed by MixUp
                                                   or CutMix
+    ``dict(label='auto')``                        soft if the batch has such
+                                                  labels, or else hard
+    ``dict(label='index')``                       places of the images in the
+                                                  data set, ``(N,)``
     ============================================  ========================
 
     Inside a distiller, plain type names are MMRazor's; those of mmcakd carry
@@ -129,6 +136,11 @@ class CrossArchDistiller(ConfigurableDistiller):
         for owner, reference in self._references():
             self._check_reference(owner, reference)
             used.add(reference.get('connector'))
+        for name, like in self.connector_shape_like.items():
+            for reference in [like] if 'recorder' in like else like.values():
+                self._check_reference(
+                    f"'shape_like' of connector {name!r}", reference
+                )
         unmapped = set(self.distill_losses) - set(self.loss_forward_mappings)
         if unmapped:
             raise ValueError(
@@ -154,6 +166,15 @@ class CrossArchDistiller(ConfigurableDistiller):
                 for argument, reference in mapping.items():
                     yield f'{argument!r} of {kind} {name!r}', reference
 
+    @property
+    def labels_read(self) -> set[str]:
+        """Kinds of labels that losses and connectors read."""
+        return {
+            reference['label']
+            for _, reference in self._references()
+            if 'label' in reference
+        }
+
     def _check_reference(self, owner: str, reference: dict) -> None:
         if not isinstance(reference, dict) or not (
             {'recorder', 'connector', 'label'} & set(reference)
@@ -163,9 +184,9 @@ class CrossArchDistiller(ConfigurableDistiller):
                 f'label, but got {reference!r}'
             )
         if 'label' in reference:
-            if reference['label'] not in ('hard', 'soft'):
+            if reference['label'] not in LABELS:
                 raise ValueError(
-                    f"{owner}: label should be 'hard' or 'soft', but got "
+                    f'{owner}: label should be one of {LABELS}, but got '
                     f'{reference["label"]!r}'
                 )
             return
@@ -303,7 +324,12 @@ class CrossArchDistiller(ConfigurableDistiller):
             connector = self.connectors[name]
             if isinstance(connector, BaseConnector):
                 like = self.connector_shape_like.get(name)
-                like = like and self._resolve(like)
+                if like is not None:
+                    like = (
+                        self._resolve(like)
+                        if 'recorder' in like
+                        else self._gather(like)
+                    )
                 with _explain(f'connector {name!r}', inputs):
                     connector.prepare(inputs, like)
                 connector.eval()
@@ -460,25 +486,32 @@ def read_labels(data_samples: list | None, kind: str) -> torch.Tensor:
 
     Args:
         data_samples (list[DataSample]): Samples with ``gt_label`` or, after
-            MixUp, CutMix or ``to_onehot``, ``gt_score``.
+            MixUp, CutMix or ``to_onehot``, ``gt_score``; and, from a data
+            set of MMEngine, ``sample_idx``.
         kind (str): ``'hard'`` for class indices ``(N,)``, ``'soft'`` for
-            ``(N, C)``.
+            ``(N, C)``, ``'auto'`` for soft ones if there are, ``'index'`` for
+            places in the data set ``(N,)``.
 
     Raises:
         RuntimeError: The samples have no such labels.
     """
-    field = 'gt_label' if kind == 'hard' else 'gt_score'
+    if kind == 'auto':
+        has_scores = data_samples and 'gt_score' in data_samples[0]
+        kind = 'soft' if has_scores else 'hard'
+    field = dict(hard='gt_label', soft='gt_score', index='sample_idx')[kind]
     if not data_samples or field not in data_samples[0]:
+        cures = dict(
+            hard='',
+            soft='; set to_onehot=True and num_classes in data_preprocessor',
+            index="; keep 'sample_idx' in meta_keys of PackInputs",
+        )
         raise RuntimeError(
             f'a loss reads {kind} labels, but the data samples have no '
-            f'{field}'
-            + (
-                '; set to_onehot=True and num_classes in data_preprocessor'
-                if kind == 'soft'
-                else ''
-            )
+            f'{field}{cures[kind]}'
         )
     labels = [sample.get(field) for sample in data_samples]
+    if kind == 'index':
+        return torch.tensor(labels)
     return torch.cat(labels) if kind == 'hard' else torch.stack(labels)
 
 

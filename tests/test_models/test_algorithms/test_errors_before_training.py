@@ -330,7 +330,7 @@ FAULTS = {
     ),
     'unknown kind of label': (
         change('loss_forward_mappings', 'loss_kd', student=dict(label='one')),
-        ["'hard' or 'soft'", "'one'"],
+        ["'hard', 'soft'", "'one'"],
     ),
     'record through a connector with inputs': (
         change(

@@ -17,7 +17,11 @@ class Scale(BaseConnector):
 
     def prepare(self, inputs, like):
         (feature,) = inputs.values()
-        self.shapes = (feature.shape, like if like is None else like.shape)
+        if isinstance(like, dict):
+            like = {name: x.shape for name, x in like.items()}
+        elif like is not None:
+            like = like.shape
+        self.shapes = (feature.shape, like)
         self.factor = nn.Parameter(torch.ones(feature.shape[1], 1, 1))
 
     def forward(self, feature):
@@ -242,6 +246,48 @@ def test_connectors_read_their_sizes_from_the_models(build, tiny):
     assert 'distiller.connectors.alone.factor' in trained
 
 
+def scaled(tiny, **like) -> dict:
+    """A connector with a `shape_like`, and a loss that reads it."""
+    return dict(
+        connectors=dict(
+            scale=dict(
+                type=Scale,
+                inputs=dict(feature=tiny.record('stages', True, 1)),
+                shape_like=like,
+            )
+        ),
+        distill_losses=dict(loss=dict(type=Sum)),
+        loss_forward_mappings=dict(
+            loss=dict(
+                first=dict(connector='scale'),
+                second=tiny.record('logits', False),
+            )
+        ),
+    )
+
+
+def test_shape_like_may_name_several_records(build, tiny):
+    model = build(
+        **scaled(
+            tiny,
+            feature=tiny.record('stages', False, 2),
+            logits=tiny.record('logits', False),
+        )
+    )
+    _, like = model.distiller.connectors.scale.shapes
+    assert like == dict(feature=(2, 16, 4, 4), logits=(2, tiny.classes))
+    # Only read before training: no stage of the teacher is kept.
+    recorder = model.distiller.teacher_recorders.get_recorder('stages')
+    assert recorder.stages_to_keep == set()
+
+
+def test_shape_like_of_an_unknown_recorder_is_named(build, tiny):
+    with pytest.raises(ValueError, match="shape_like.*scale.*'features'"):
+        build(**scaled(tiny, **tiny.record('features', False, 2)))
+    with pytest.raises(ValueError, match="shape_like.*scale.*'features'"):
+        build(**scaled(tiny, like=tiny.record('features', False, 2)))
+
+
 def test_trying_the_graph_leaves_no_trace(tiny):
     student = tiny.build(tiny.classifier(tiny.resnet()))
     teacher = tiny.build(tiny.classifier(tiny.swin()))
@@ -297,9 +343,71 @@ def test_soft_labels_are_scores_of_all_classes():
     assert torch.equal(labels, torch.eye(4)[:3] * 0.5)
 
 
+def test_auto_labels_are_soft_where_there_are_scores():
+    samples = labelled()
+    assert torch.equal(
+        read_labels(samples, 'auto'), read_labels(samples, 'soft')
+    )
+    hard = [DataSample().set_gt_label(index) for index in range(3)]
+    assert read_labels(hard, 'auto').tolist() == [0, 1, 2]
+
+
+def test_index_labels_are_places_in_the_data_set():
+    samples = [DataSample(metainfo=dict(sample_idx=i)) for i in (7, 2)]
+    labels = read_labels(samples, 'index')
+    assert labels.tolist() == [7, 2]
+    assert labels.dtype == torch.int64
+
+
+def test_label_of_unknown_kind_is_refused(build, tiny):
+    with pytest.raises(ValueError, match='auto.*got .mixed.'):
+        build(
+            distill_losses=dict(loss_kd=dict(type=Sum)),
+            loss_forward_mappings=dict(
+                loss_kd=dict(
+                    first=tiny.record('logits', True),
+                    second=dict(label='mixed'),
+                )
+            ),
+        )
+
+
+@pytest.mark.parametrize('kind', ['hard', 'index', 'soft', 'auto'])
+def test_mixed_batches_and_labels_that_are_not(tiny, kind):
+    student = tiny.classifier(tiny.resnet()) | dict(
+        train_cfg=dict(augments=dict(type='Mixup', alpha=0.8))
+    )
+    cfg = dict(
+        architecture=student,
+        data_preprocessor=dict(num_classes=tiny.classes),
+        distiller=dict(
+            student_recorders=tiny.recorders(),
+            teacher_recorders=tiny.recorders(),
+            distill_losses=dict(loss_kd=dict(type=Sum)),
+            loss_forward_mappings=dict(
+                loss_kd=dict(
+                    first=tiny.record('logits', True),
+                    second=dict(label=kind),
+                )
+            ),
+        ),
+    )
+    if kind in ('soft', 'auto'):
+        tiny.build_distillation(**cfg)
+    else:
+        with pytest.raises(ValueError, match=f'{kind}.*MixUp, CutMix'):
+            tiny.build_distillation(**cfg)
+
+
 @pytest.mark.parametrize('samples', [None, [], [DataSample()]])
 @pytest.mark.parametrize(
-    ('kind', 'named'), [('hard', 'gt_label'), ('soft', 'to_onehot=True')]
+    ('kind', 'named'),
+    [
+        ('hard', 'gt_label'),
+        ('soft', 'to_onehot=True'),
+        ('auto', 'gt_label'),
+        ('index', 'sample_idx.*meta_keys'),
+    ],
 )
 def test_missing_labels_are_named(samples, kind, named):
     with pytest.raises(RuntimeError, match=named):
