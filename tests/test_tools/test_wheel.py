@@ -54,6 +54,8 @@ def test_wheel_carries_configs_and_tools_where_openmmlab_looks(installed):
         'model-index.yml',
         'configs/scalekd/swin-l_resnet50_in1k.py',
         'configs/scalekd/metafile.yml',
+        'configs/baselines/metafile.yml',
+        'configs/ofakd/metafile.yml',
         'configs/quickstart/scalekd.py',
         'tools/train.py',
         'tools/dist_train.sh',

@@ -1,7 +1,6 @@
 _base_ = [
     '../../_base_/pairs/vit_mixer_shapes.py',
-    '../../_base_/methods/kd.py',
+    '../../baselines/kd.py',
 ]
 
 model = dict(distiller=_base_.distiller)
-_base_.distiller.distill_losses.loss_kd.loss_weight = 1.0

@@ -1,5 +1,24 @@
 from .base import BaseConnector
 from .cap import CAPConnector
+from .fitnet import FitNetConnector
+from .glp import GLPConnector
+from .inverse_pca import InversePCAConnector
+from .ofa_head import OFAHeadConnector
+from .pca import PCAConnector, attend
+from .pooled_embedding import PooledEmbedding
+from .router import RouterConnector
 from .teacher_replay import TeacherReplay
 
-__all__ = ['BaseConnector', 'CAPConnector', 'TeacherReplay']
+__all__ = [
+    'BaseConnector',
+    'CAPConnector',
+    'FitNetConnector',
+    'GLPConnector',
+    'InversePCAConnector',
+    'OFAHeadConnector',
+    'PCAConnector',
+    'PooledEmbedding',
+    'RouterConnector',
+    'TeacherReplay',
+    'attend',
+]

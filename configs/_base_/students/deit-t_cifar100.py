@@ -1,0 +1,3 @@
+_base_ = './deit-t.py'
+
+student = dict(head=dict(num_classes=100))

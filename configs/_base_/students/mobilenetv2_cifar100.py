@@ -1,0 +1,3 @@
+_base_ = './mobilenetv2.py'
+
+student = dict(head=dict(num_classes=100))

@@ -1,0 +1,3 @@
+_base_ = './resnet18_smooth.py'
+
+student = dict(head=dict(num_classes=100))

@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/pairs/convnext-t_resmlp-s12_cifar100.py',
+    '../_base_/methods/ofakd.py',
+]
+
+model = dict(distiller=_base_.distiller)

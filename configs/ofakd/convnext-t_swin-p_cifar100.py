@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/pairs/convnext-t_swin-p_cifar100.py',
+    '../_base_/methods/ofakd.py',
+]
+
+model = dict(distiller=_base_.distiller)

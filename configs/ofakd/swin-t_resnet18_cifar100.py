@@ -1,0 +1,10 @@
+_base_ = [
+    '../_base_/pairs/swin-t_resnet18_cifar100.py',
+    '../_base_/methods/ofakd.py',
+]
+
+_base_.distiller.distill_losses.loss_ofa.loss_weight = 0.1
+
+model = dict(distiller=_base_.distiller)
+
+optim_wrapper = dict(optimizer=dict(lr=0.1))

@@ -1,0 +1,51 @@
+"""Mean squared error of features."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmcakd.registry import MODELS
+
+from .utils import check_same_shape, full_precision
+
+
+@MODELS.register_module()
+class MSELoss(nn.Module):
+    """Mean over all elements of the squared difference.
+
+    Source: `FitNets <https://arxiv.org/abs/1412.6550>`_, equation 3, with
+    the mean in place of half the sum, as in OFA-KD's comparison.
+
+    Args:
+        loss_weight (float): Defaults to 1.
+
+    Raises:
+        ValueError: Features whose shapes differ. Nothing is broadcast.
+
+    Examples:
+        >>> import torch
+        >>> from mmcakd.models.losses import MSELoss
+        >>> MSELoss()(torch.zeros(2, 3, 4, 4), 2 * torch.ones(2, 3, 4, 4))
+        tensor(4.)
+    """
+
+    def __init__(self, loss_weight: float = 1.0) -> None:
+        super().__init__()
+        self.loss_weight = loss_weight
+
+    def forward(
+        self, student: torch.Tensor, teacher: torch.Tensor
+    ) -> torch.Tensor:
+        """Compare features of any, but the same, shape."""
+        check_same_shape(
+            student,
+            teacher,
+            'features',
+            "bring the student's to the teacher's grid and width, e.g. with "
+            'mmcakd.FitNetConnector',
+        )
+        with torch.autocast(student.device.type, enabled=False):
+            loss = F.mse_loss(
+                full_precision(student), full_precision(teacher.detach())
+            )
+        return self.loss_weight * loss

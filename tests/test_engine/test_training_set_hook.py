@@ -1,0 +1,242 @@
+"""The training set of a run, and a memory that survives its end."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmpretrain.datasets import CustomDataset
+from mmpretrain.registry import DATASETS
+from torch import nn
+
+from mmcakd.engine import TrainingSetHook
+from mmcakd.engine.hooks.training_set_hook import read_training_labels
+
+#: Of the 20 images in the folder of these tests.
+LABELS = [label for label in range(5) for _ in range(4)]
+
+
+@pytest.fixture
+def cfg(image_folder):
+    return dict(
+        type='mmpretrain.CustomDataset',
+        data_root=str(image_folder),
+        data_prefix='train',
+    )
+
+
+# ------------------------------------------------------------------- labels
+
+
+def test_labels_are_those_of_all_images_in_order(cfg):
+    labels = read_training_labels(DATASETS.build(cfg))
+    assert labels.dtype == torch.long
+    assert labels.tolist() == LABELS
+
+
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda cfg: dict(type='RepeatDataset', dataset=cfg, times=3),
+        lambda cfg: dict(
+            type='ClassBalancedDataset', dataset=cfg, oversample_thr=1.0
+        ),
+        lambda cfg: dict(
+            type='KFoldDataset', dataset=cfg, fold=1, num_splits=4, seed=0
+        ),
+    ],
+)
+def test_samples_of_a_wrapped_set_have_places_in_the_inner_one(cfg, wrap):
+    cfg['lazy_init'] = False
+    wrapped = DATASETS.build(wrap(cfg))
+    labels = read_training_labels(wrapped)
+    samples = [wrapped.get_data_info(i) for i in range(len(wrapped))]
+    for sample in samples:
+        assert labels[sample['sample_idx']] == sample['gt_label']
+    assert len({sample['img_path'] for sample in samples}) == len(labels)
+
+
+def test_subset_has_places_of_its_own(cfg):
+    dataset = DATASETS.build(cfg | dict(indices=[19, 0, 7]))
+    assert read_training_labels(dataset).tolist() == [4, 0, 1]
+    assert dataset.get_data_info(2)['sample_idx'] == 2
+
+
+def test_joined_data_sets_are_refused(cfg):
+    joined = dict(type='ConcatDataset', datasets=[cfg, cfg])
+    repeated = dict(type='RepeatDataset', dataset=joined, times=2)
+    for wrapped in (joined, repeated):
+        with pytest.raises(ValueError, match='ConcatDataset of 2 data sets'):
+            read_training_labels(DATASETS.build(wrapped))
+
+
+def test_data_set_without_labels_is_refused():
+    with pytest.raises(ValueError, match='get_gt_labels'):
+        read_training_labels([1, 2, 3])
+
+
+@pytest.mark.parametrize('labels', [np.eye(3), np.array([0.5, 1.0])])
+def test_several_labels_an_image_are_refused(labels):
+    dataset = SimpleNamespace(get_gt_labels=lambda: labels)
+    with pytest.raises(ValueError, match='no single class index'):
+        read_training_labels(dataset)
+
+
+# ------------------------------------------------------------------ the runs
+
+
+class Power(Exception):
+    """The power failed."""
+
+
+class FailAt(Hook):
+    """Stop a run in the middle of an epoch."""
+
+    def __init__(self, epoch: int, step: int) -> None:
+        self.at = (epoch, step)
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if (runner.epoch, batch_idx) == self.at:
+            raise Power
+
+
+def crd(tiny) -> dict:
+    """CRD between the last stages."""
+    embed = dict(type='mmcakd.PooledEmbedding', embed_dims=8)
+    return dict(
+        type='mmcakd.CrossArchDistiller',
+        student_recorders=dict(stages=dict(type='mmcakd.StageOutputs')),
+        teacher_recorders=dict(stages=dict(type='mmcakd.StageOutputs')),
+        connectors={
+            name: embed | dict(inputs=dict(feature=feature))
+            for name, feature in dict(
+                s=tiny.record('stages', True, 3),
+                t=tiny.record('stages', False, 3),
+            ).items()
+        },
+        distill_losses=dict(
+            loss_crd=dict(
+                type='mmcakd.CRDLoss', embed_dims=8, num_negatives=30
+            )
+        ),
+        loss_forward_mappings=dict(
+            loss_crd=dict(
+                student=dict(connector='s'),
+                teacher=dict(connector='t'),
+                index=dict(label='index'),
+                label=dict(label='hard'),
+            )
+        ),
+    )
+
+
+@pytest.fixture
+def crd_run(short_run, tiny):
+    def make(name: str, hooks=('mmcakd.TrainingSetHook',), **kwargs):
+        return short_run(
+            name,
+            model=tiny.distillation(distiller=crd(tiny)),
+            custom_hooks=[
+                dict(type=hook) if isinstance(hook, str) else hook
+                for hook in hooks
+            ],
+            **kwargs,
+        )
+
+    return make
+
+
+def read(cfg, name: str = 'epoch_3.pth') -> dict:
+    return torch.load(f'{cfg.work_dir}/{name}')
+
+
+PREFIX = 'distiller.distill_losses.loss_crd.'
+
+
+def test_interrupted_run_ends_with_the_same_memory(crd_run):
+    unbroken = crd_run('unbroken', augment=True)
+    Runner.from_cfg(unbroken).train()
+    broken = crd_run('broken', augment=True)
+    runner = Runner.from_cfg(broken)
+    runner.register_hook(FailAt(epoch=2, step=3))
+    with pytest.raises(Power):
+        runner.train()
+    broken.update(resume=True, experiment_name='resumed')
+    Runner.from_cfg(broken).train()
+
+    expected = read(unbroken)['state_dict']
+    found = read(broken)['state_dict']
+    assert set(found) == set(expected)
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
+    assert expected[f'{PREFIX}student_memory'].shape == (20, 8)
+    assert expected[f'{PREFIX}steps'] == 15
+    start = read(unbroken, 'epoch_1.pth')['state_dict']
+    for name in ('student_memory', 'teacher_memory'):
+        assert not torch.equal(start[PREFIX + name], expected[PREFIX + name])
+
+
+def test_every_image_is_remembered(crd_run):
+    cfg = crd_run('run', train_cfg=dict(by_epoch=True, max_epochs=1))
+    runner = Runner.from_cfg(cfg)
+    memories = []
+
+    class Look(Hook):
+        def before_train(self, runner):
+            loss = runner.model.distiller.distill_losses['loss_crd']
+            assert loss.labels.tolist() == LABELS
+            memories.append(loss.student_memory.clone())
+
+    runner.register_hook(Look())
+    runner.train()
+    loss = runner.model.distiller.distill_losses['loss_crd']
+    changed = (loss.student_memory != memories[0]).any(1)
+    assert changed.all()
+    assert torch.allclose(
+        loss.student_memory.norm(dim=1), torch.ones(20), atol=1e-5
+    )
+
+
+def test_averaged_copy_has_a_memory_too(crd_run):
+    ema = dict(type='EMAHook', momentum=0.1)
+    # The order in the config does not matter.
+    cfg = crd_run(
+        'ema',
+        hooks=(ema, 'mmcakd.TrainingSetHook'),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+    )
+    Runner.from_cfg(cfg).train()
+    saved = read(cfg, 'epoch_1.pth')
+    assert f'{PREFIX}student_memory' in saved['state_dict']
+    assert f'module.{PREFIX}student_memory' in saved['ema_state_dict']
+
+
+def test_run_without_the_hook_says_what_is_missing(crd_run):
+    runner = Runner.from_cfg(crd_run('run', hooks=()))
+    with pytest.raises(RuntimeError, match='mmcakd.TrainingSetHook'):
+        runner.train()
+
+
+def test_nothing_is_read_if_nothing_asks(short_run, tiny, monkeypatch):
+    monkeypatch.setattr(
+        CustomDataset, 'get_gt_labels', lambda self: pytest.fail('was read')
+    )
+    cfg = short_run(
+        model=tiny.distillation(distiller=tiny.logit_kd()),
+        custom_hooks=[dict(type='mmcakd.TrainingSetHook')],
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+    )
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert runner.iter == 5
+
+
+def test_testing_builds_no_training_set():
+    class Part(nn.Module):
+        def prepare_from_labels(self, labels):
+            pytest.fail('was prepared')
+
+    runner = SimpleNamespace(_train_loop=dict(by_epoch=True), model=Part())
+    TrainingSetHook().before_run(runner)
