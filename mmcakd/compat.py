@@ -255,6 +255,31 @@ def name_empty_images() -> None:
     LoadImageFromFile.transform = transform
 
 
+def rename_weights_of_wrapped_models() -> None:
+    """Let models of timm and Hugging Face be part of another model.
+
+    MMPretrain's wrappers drop ``model.`` from the names of the weights they
+    save and add it to those they load. To drop it they return a new
+    dictionary, which torch and MMEngine ignore for a part of a model: there
+    it is not dropped, but added a second time, and an algorithm with such a
+    student cannot be resumed.
+
+    Unnecessary once MMPretrain renames in place.
+    """
+    from mmpretrain.models import HuggingFaceClassifier, TimmClassifier
+
+    def remove_prefix(self, state_dict, prefix, local_metadata) -> None:
+        inner = f'{prefix}model.'
+        for key in [key for key in state_dict if key.startswith(inner)]:
+            state_dict[prefix + key[len(inner) :]] = state_dict.pop(key)
+
+    for wrapper in (TimmClassifier, HuggingFaceClassifier):
+        weights = {'part.model.weight': None}
+        wrapper._remove_state_dict_prefix(None, weights, 'part.', None)
+        if 'part.weight' not in weights:
+            wrapper._remove_state_dict_prefix = staticmethod(remove_prefix)
+
+
 #: In the order they are applied: the first ones make later imports possible.
 FIXES = (
     declare_torchvision_ops,
@@ -264,6 +289,7 @@ FIXES = (
     give_soft_target_loss_its_criterion,
     find_editable_installs,
     name_empty_images,
+    rename_weights_of_wrapped_models,
 )
 
 

@@ -495,6 +495,56 @@ def test_other_images_are_loaded_or_named_as_before(tmp_path):
         LoadImageFromFile()(dict(img_path=str(path)))
 
 
+# ----------------------------------------------------------- wrapped models
+
+
+class Holder(torch.nn.Module):
+    """A model with a classifier of timm as its part."""
+
+    def __init__(self):
+        from mmpretrain.models import TimmClassifier
+
+        super().__init__()
+        self.part = TimmClassifier('resnet10t', num_classes=3)
+
+
+def test_classifier_of_timm_is_saved_and_loaded_as_part_of_a_model():
+    from mmengine.runner.checkpoint import get_state_dict
+
+    holder = Holder()
+    saved = holder.state_dict()
+    assert 'part.conv1.0.weight' in saved
+    assert not any('model.' in key for key in saved)
+    assert set(get_state_dict(holder)) == set(saved)
+    # As it is alone: what is exported loads in MMPretrain unaided.
+    alone = {f'part.{key}' for key in holder.part.state_dict()}
+    assert alone == set(saved)
+    other = Holder()
+    other.load_state_dict(saved)
+    for (key, p), q in zip(
+        holder.named_parameters(), other.parameters(), strict=True
+    ):
+        assert torch.equal(p, q), key
+
+
+def test_without_the_fix_a_classifier_of_timm_does_not_load_as_a_part():
+    done = run_without(
+        'rename_weights_of_wrapped_models',
+        """
+        import torch
+        from mmpretrain.models import TimmClassifier
+        model = torch.nn.Sequential(TimmClassifier('resnet10t'))
+        try:
+            model.load_state_dict(model.state_dict())
+        except RuntimeError as error:
+            assert 'model.model.' in str(error)
+        else:
+            raise AssertionError('it loads')
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 # ---------------------------------------------------------------- versions
 
 
@@ -577,12 +627,14 @@ def test_applying_the_fixes_again_changes_nothing():
     from mmcv.transforms import LoadImageFromFile
     from mmengine.config import config
     from mmengine.hub import hub
+    from mmpretrain.models import TimmClassifier
 
     def state():
         return [
             config.get_installed_path,
             hub.get_installed_path,
             LoadImageFromFile.transform,
+            TimmClassifier._remove_state_dict_prefix,
             base.OrderedDict,
             soft.soft_cross_entropy,
             sys.modules[BACKENDS],
