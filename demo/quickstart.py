@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import os
-import platform
 import re
 import shutil
 import statistics
@@ -44,8 +43,16 @@ matplotlib.use('Agg')
 warnings.simplefilter('ignore')
 from matplotlib import pyplot  # noqa: E402
 
-from mmcakd.utils import export_student  # noqa: E402
-from mmcakd.version import __version__  # noqa: E402
+from mmcakd.utils import (  # noqa: E402
+    describe_commit,
+    describe_machine,
+    draw_curves,
+    export_student,
+    markdown_table,
+    mean_gain,
+    mean_std,
+    read_curve,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'configs' / 'quickstart'
@@ -277,17 +284,6 @@ class Watch:
                 )
 
 
-def read_curve(work_dir: Path) -> dict[int, float]:
-    """Top-1 by epoch, over all parts of a run that was resumed."""
-    curve = {}
-    for scalars in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for line in scalars.read_text().splitlines():
-            scalar = json.loads(line)
-            if 'accuracy/top1' in scalar:
-                curve[scalar['step']] = scalar['accuracy/top1']
-    return dict(sorted(curve.items()))
-
-
 def test_teacher(data: Path, work_dir: Path) -> float:
     """Top-1 of the teacher, as tools/test.py finds it."""
     out = work_dir / 'metrics.json'
@@ -312,13 +308,6 @@ def test_teacher(data: Path, work_dir: Path) -> float:
 # ------------------------------------------------------------------ reporting
 
 
-def mean_std(values: list[float]) -> str:
-    mean = statistics.mean(values)
-    if len(values) == 1:
-        return f'{mean:.1f}'
-    return f'{mean:.1f} ± {statistics.stdev(values):.1f}'
-
-
 def table_rows(results: list[Result], teacher: float) -> list[list[str]]:
     by_method: dict[str, list[Result]] = {}
     for result in results:
@@ -326,13 +315,13 @@ def table_rows(results: list[Result], teacher: float) -> list[list[str]]:
     alone = {r.seed: r.top1 for r in by_method.get('student_alone', [])}
     rows = [['teacher (ViT)', f'{teacher:.1f}', '', '']]
     for method, runs in by_method.items():
-        gains = [r.top1 - alone[r.seed] for r in runs if r.seed in alone]
-        is_gain = gains and method != 'student_alone'
+        gain = mean_gain({r.seed: r.top1 for r in runs}, alone)
+        is_gain = gain is not None and method != 'student_alone'
         rows.append(
             [
                 METHODS[method],
                 mean_std([r.top1 for r in runs]),
-                f'{statistics.mean(gains):+.1f}' if is_gain else '',
+                f'{gain:+.1f}' if is_gain else '',
                 f'{statistics.mean(r.seconds for r in runs):.0f}',
             ]
         )
@@ -352,33 +341,6 @@ def print_table(rows: list[list[str]], args: argparse.Namespace) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
-
-
-def draw_curves(results: list[Result], teacher: float, out: Path) -> None:
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for method, name in METHODS.items():
-        curves = [r.curve for r in results if r.method == method]
-        if not curves:
-            continue
-        epochs = sorted(set.intersection(*map(set, curves)))
-        points = [[curve[epoch] for curve in curves] for epoch in epochs]
-        means = [statistics.mean(point) for point in points]
-        (line,) = axes.plot(epochs, means, marker='.', label=name)
-        axes.fill_between(
-            epochs,
-            list(map(min, points)),
-            list(map(max, points)),
-            color=line.get_color(),
-            alpha=0.15,
-        )
-    axes.axhline(teacher, color='grey', linestyle='--', label='teacher')
-    axes.set(xlabel='epoch', ylabel='top-1 on held-out images, %')
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(out, dpi=120)
-    pyplot.close(figure)
 
 
 def draw_predictions(checkpoint: Path, data: Path, out: Path) -> str:
@@ -418,36 +380,6 @@ def draw_predictions(checkpoint: Path, data: Path, out: Path) -> str:
     return f'{right} of {len(images)} right'
 
 
-def describe_machine() -> str:
-    cpu = platform.processor() or platform.machine()
-    info = Path('/proc/cpuinfo')
-    if info.is_file():
-        names = re.findall(r'model name\s*: (.*)', info.read_text())
-        cpu = names[0] if names else cpu
-    return (
-        f'{cpu}, {os.cpu_count()} cores, {platform.system()} '
-        f'{platform.release()}, Python {platform.python_version()}, '
-        f'torch {torch.__version__}, mmcakd {__version__}'
-    )
-
-
-def describe_commit() -> str:
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ['git', '-C', str(ROOT), *arguments],
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
-
-    try:
-        commit = git('rev-parse', 'HEAD')
-    except OSError:
-        commit = ''
-    if not commit:
-        return 'not a git checkout'
-    return commit + (', with changes' if git('status', '--porcelain') else '')
-
-
 def write_report(
     args: argparse.Namespace,
     rows: list[list[str]],
@@ -461,9 +393,7 @@ def write_report(
     report = [
         '# Quick start',
         '',
-        '| ' + ' | '.join(columns) + ' |',
-        '|' + '---|' * len(columns),
-        *('| ' + ' | '.join(row) + ' |' for row in rows),
+        *markdown_table(columns, rows),
         '',
         'Top-1 after the last epoch; the gain is over the student alone with '
         'the same seed.',
@@ -477,7 +407,7 @@ def write_report(
         f'- schedule: {cfg.train_cfg.max_epochs} epochs of {images} images',
         f'- wall time: {took}',
         f'- machine: {describe_machine()}',
-        f'- commit: {describe_commit()}',
+        f'- commit: {describe_commit(ROOT)}',
     ]
     path = args.work_dir / 'report.md'
     path.write_text('\n'.join(report) + '\n')
@@ -509,7 +439,11 @@ def main() -> None:
 
     rows = table_rows(results, teacher)
     print_table(rows, args)
-    draw_curves(results, teacher, args.work_dir / 'curves.png')
+    curves = {
+        name: [r.curve for r in results if r.method == method]
+        for method, name in METHODS.items()
+    }
+    draw_curves(curves, args.work_dir / 'curves.png', dict(teacher=teacher))
     lines = []
     if 'scalekd' in args.methods:
         # MMEngine tells, line by line, what it loads.

@@ -1,3 +1,12 @@
+from .experiments import (
+    describe_commit,
+    describe_machine,
+    draw_curves,
+    markdown_table,
+    mean_gain,
+    mean_std,
+    read_curve,
+)
 from .export import (
     export_student,
     find_checkpoint,
@@ -6,8 +15,15 @@ from .export import (
 )
 
 __all__ = [
+    'describe_commit',
+    'describe_machine',
+    'draw_curves',
     'export_student',
     'find_checkpoint',
+    'markdown_table',
+    'mean_gain',
+    'mean_std',
+    'read_curve',
     'student_config',
     'student_state_dict',
 ]

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 import mmcakd  # noqa: F401
 from mmcakd.models.algorithms import CrossArchDistill
 from mmcakd.models.recorders import StageOutputsRecorder
+from mmcakd.models.stages import StageTokens
 from mmcakd.registry import MODELS
 from mmcakd.utils.export import without_pretraining
 
@@ -201,7 +202,10 @@ def blank_samples(classes: int) -> list:
 
     score = torch.eye(classes)[0]
     return [
-        DataSample().set_gt_label(0).set_gt_score(score) for _ in range(BATCH)
+        DataSample(metainfo=dict(sample_idx=index))
+        .set_gt_label(0)
+        .set_gt_score(score)
+        for index in range(BATCH)
     ]
 
 
@@ -212,9 +216,12 @@ def describe_stages(recorder: StageOutputsRecorder) -> list:
     ]
 
 
-def shape(tensor: torch.Tensor) -> str:
-    """Shape of one sample: ``C x H x W``."""
-    return ' x '.join(map(str, tensor.shape[1:]))
+def shape(feature: torch.Tensor | StageTokens) -> str:
+    """Shape of one sample: ``C x H x W``, and how many tokens beside."""
+    if isinstance(feature, StageTokens):
+        extra = feature.extra.shape[1]
+        return shape(feature.map) + (f' + {extra}' if extra else '')
+    return ' x '.join(map(str, feature.shape[1:]))
 
 
 def count(module: torch.nn.Module) -> int:

@@ -1,0 +1,165 @@
+"""What several training runs came to: curves, tables, and where they ran."""
+
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from mmcakd.version import __version__
+
+Curve = Mapping[int, float]
+
+
+def read_curve(work_dir: str | Path) -> dict[int, float]:
+    """Read the accuracies that a run wrote down.
+
+    Args:
+        work_dir (str | Path): Work directory of a run. If it was resumed, its
+            parts are joined.
+
+    Returns:
+        dict[int, float]: Top-1 on held-out images by epoch.
+    """
+    curve = {}
+    for scalars in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+        for line in scalars.read_text().splitlines():
+            scalar = json.loads(line)
+            if 'accuracy/top1' in scalar:
+                curve[scalar['step']] = scalar['accuracy/top1']
+    return dict(sorted(curve.items()))
+
+
+def mean_std(values: Sequence[float], digits: int = 1) -> str:
+    """Write a mean and the standard deviation of the sample.
+
+    Examples:
+        >>> from mmcakd.utils import mean_std
+        >>> mean_std([60.0, 62.0]), mean_std([60.0], digits=2)
+        ('61.0 ± 1.4', '60.00')
+    """
+    mean = f'{statistics.mean(values):.{digits}f}'
+    if len(values) == 1:
+        return mean
+    return f'{mean} ± {statistics.stdev(values):.{digits}f}'
+
+
+def mean_gain(
+    scores: Mapping[int, float], baseline: Mapping[int, float]
+) -> float | None:
+    """Mean gain over the baseline with the same seed.
+
+    Args:
+        scores (Mapping[int, float]): Score by seed.
+        baseline (Mapping[int, float]): Likewise.
+
+    Returns:
+        float, optional: None if they have no seed in common.
+
+    Examples:
+        >>> from mmcakd.utils import mean_gain
+        >>> mean_gain({0: 71.0, 1: 74.0, 2: 99.0}, {0: 70.0, 1: 70.0})
+        2.5
+    """
+    gains = [
+        scores[seed] - baseline[seed] for seed in scores.keys() & baseline
+    ]
+    return statistics.mean(gains) if gains else None
+
+
+def markdown_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> list[str]:
+    """Write a table as lines of Markdown.
+
+    Examples:
+        >>> from mmcakd.utils import markdown_table
+        >>> markdown_table(['', 'top-1'], [['alone', '61.0']])
+        ['|  | top-1 |', '|---|---|', '| alone | 61.0 |']
+    """
+    lines = ['| ' + ' | '.join(row) + ' |' for row in (header, *rows)]
+    return [lines[0], '|' + '---|' * len(header), *lines[1:]]
+
+
+def draw_curves(
+    curves: Mapping[str, Sequence[Curve]],
+    out: str | Path,
+    levels: Mapping[str, float] | None = None,
+    title: str = '',
+) -> None:
+    """Draw mean accuracies over the epochs, within bands of least and most.
+
+    Args:
+        curves (Mapping[str, Sequence[Mapping[int, float]]]): The curves of
+            all seeds by label. The epochs that all of them have are drawn.
+        out (str | Path): The picture.
+        levels (Mapping[str, float], optional): Lines across, by label.
+        title (str): Defaults to none.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5))
+    axes = figure.subplots()
+    for label, seeds in curves.items():
+        if not seeds:
+            continue
+        epochs = sorted(set.intersection(*map(set, seeds)))
+        points = [[curve[epoch] for curve in seeds] for epoch in epochs]
+        means = list(map(statistics.mean, points))
+        (line,) = axes.plot(epochs, means, marker='.', label=label)
+        axes.fill_between(
+            epochs,
+            list(map(min, points)),
+            list(map(max, points)),
+            color=line.get_color(),
+            alpha=0.15,
+        )
+    for label, level in (levels or {}).items():
+        axes.axhline(level, color='grey', linestyle='--', label=label)
+    axes.set(xlabel='epoch', ylabel='top-1 on held-out images, %', title=title)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(out, dpi=120)
+
+
+def describe_machine() -> str:
+    """Name processor, GPU, system and versions."""
+    cpu = platform.processor() or platform.machine()
+    info = Path('/proc/cpuinfo')
+    if info.is_file():
+        names = re.findall(r'model name\s*: (.*)', info.read_text())
+        cpu = names[0] if names else cpu
+    gpu = ''
+    if torch.cuda.is_available():
+        gpu = f'{torch.cuda.get_device_name()}, '
+    return (
+        f'{gpu}{cpu}, {os.cpu_count()} cores, {platform.system()} '
+        f'{platform.release()}, Python {platform.python_version()}, '
+        f'torch {torch.__version__}, mmcakd {__version__}'
+    )
+
+
+def describe_commit(root: str | Path) -> str:
+    """Name the git commit of a checkout, and whether it was changed."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ['git', '-C', str(root), *arguments],
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+
+    try:
+        commit = git('rev-parse', 'HEAD')
+    except OSError:
+        commit = ''
+    if not commit:
+        return 'not a git checkout'
+    return commit + (', with changes' if git('status', '--porcelain') else '')
