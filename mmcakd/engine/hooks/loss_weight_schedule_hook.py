@@ -64,6 +64,10 @@ class LossWeightScheduleHook(Hook):
                 'train_cfg.by_epoch=True'
             )
         known = self._distill_losses(runner)
+        if not known:
+            raise ValueError(
+                'LossWeightScheduleHook finds no distill_losses in the model'
+            )
         for name in known if self.losses is None else self.losses:
             if not hasattr(known.get(name), 'loss_weight'):
                 raise ValueError(

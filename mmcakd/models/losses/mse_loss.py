@@ -6,6 +6,7 @@ from torch import nn
 
 from mmcakd.registry import MODELS
 
+from ..stages import to_tokens
 from .utils import check_same_shape, full_precision
 
 
@@ -36,7 +37,9 @@ class MSELoss(nn.Module):
     def forward(
         self, student: torch.Tensor, teacher: torch.Tensor
     ) -> torch.Tensor:
-        """Compare features of any, but the same, shape."""
+        """Compare features of the same shape; or tokens with a map."""
+        if {student.ndim, teacher.ndim} == {3, 4}:
+            student, teacher = to_tokens(student), to_tokens(teacher)
         check_same_shape(
             student,
             teacher,

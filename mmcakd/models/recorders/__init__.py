@@ -1,4 +1,13 @@
+from .attention_recorder import QKV, QKVRecorder, Windows, find_windows
 from .logits_recorder import LogitsRecorder
 from .stage_outputs_recorder import StageOutputsRecorder, unknown_tap
 
-__all__ = ['LogitsRecorder', 'StageOutputsRecorder', 'unknown_tap']
+__all__ = [
+    'QKV',
+    'LogitsRecorder',
+    'QKVRecorder',
+    'StageOutputsRecorder',
+    'Windows',
+    'find_windows',
+    'unknown_tap',
+]

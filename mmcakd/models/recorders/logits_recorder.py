@@ -14,7 +14,8 @@ class LogitsRecorder(ModuleOutputsRecorder):
 
     In configs its type is ``mmcakd.Logits``. The record is ``(N, C)``: the
     output of ``head`` for MMPretrain's classifiers, of the wrapped network
-    for ``TimmClassifier`` and ``HuggingFaceClassifier``.
+    for ``TimmClassifier``, ``HuggingFaceClassifier`` and
+    ``mmcakd.TorchvisionClassifier``.
 
     Raises:
         ValueError: The model has neither a head nor a wrapped network.

@@ -10,7 +10,16 @@ from torch import nn
 
 from mmcakd.registry import TASK_UTILS
 
-from ..stages import Tap, find_taps, to_map
+from ..stages import (
+    StageTokens,
+    Tap,
+    find_taps,
+    read_grid,
+    to_map,
+    to_stage_tokens,
+)
+
+Stage = torch.Tensor | StageTokens
 
 
 @TASK_UTILS.register_module()
@@ -18,11 +27,17 @@ class StageOutputsRecorder(BaseRecorder):
     """Record the four stages of a model as maps ``(N, C, H, W)``.
 
     In configs its type is ``mmcakd.StageOutputs``, and it needs no arguments:
-    paths, layouts and grids are those of the model's family. Class and other
-    extra tokens are dropped. The last stage is read after the network's
-    final norm where that norm works on the map.
+    paths, layouts and grids are those of the model's family. Unless asked
+    otherwise, class and other extra tokens are dropped, and the last stage is
+    read after the network's final norm where that norm works on the map.
 
     Args:
+        final_norm (bool): False reads the last stage before the network's
+            final norm. Defaults to True.
+        extra_tokens (bool): True records a stage of a network that works on
+            tokens as :class:`mmcakd.models.stages.StageTokens`, with class
+            and other extra tokens; a convolutional one stays a map. Defaults
+            to False.
         blocks (Sequence[int], optional): For plain ViTs and MLPs, the last
             block of each of the four stages, 0-based. Defaults to the split
             of :func:`mmcakd.models.stages.split_blocks`.
@@ -50,12 +65,16 @@ class StageOutputsRecorder(BaseRecorder):
         self,
         blocks: Sequence[int] | None = None,
         taps: Sequence[dict] | None = None,
+        final_norm: bool = True,
+        extra_tokens: bool = False,
     ) -> None:
         super().__init__(source='four stages')
         if taps is not None and len(taps) != 4:
             raise ValueError(f'`taps` must name four stages, got {len(taps)}')
         self.blocks = blocks
         self.taps = [Tap(**tap) for tap in taps] if taps else []
+        self.final_norm = final_norm
+        self.extra_tokens = extra_tokens
         #: Indices of the stages to keep; the distiller narrows it to those
         #: that are read, so that no other feature stays in memory.
         self.stages_to_keep = {0, 1, 2, 3}
@@ -65,6 +84,8 @@ class StageOutputsRecorder(BaseRecorder):
     def prepare_from_model(self, model: nn.Module | None = None) -> None:
         """Hook the four taps and, for tokens, what tells their grid."""
         self.taps = self.taps or find_taps(model, self.blocks)
+        if not self.final_norm:
+            self.taps = [tap.raw or tap for tap in self.taps]
         modules = dict(model.named_modules())
         for index, tap in enumerate(self.taps):
             for path in filter(None, (tap.source, tap.grid_source)):
@@ -80,18 +101,16 @@ class StageOutputsRecorder(BaseRecorder):
 
     def _record(self, index: int, module, inputs, outputs: Any) -> None:
         if self._recording and index in self.stages_to_keep:
-            feature = outputs[0] if isinstance(outputs, tuple) else outputs
+            feature = self.taps[index].pick(outputs)
             self._data_buffer[index].append(feature)
 
     def _record_grid(self, index: int, module, inputs, outputs: Any) -> None:
         if self._recording:
-            told = outputs if isinstance(outputs, tuple) else inputs
-            height, width = told[1]
-            self._grids[index].append((int(height), int(width)))
+            self._grids[index].append(read_grid(inputs, outputs))
 
     def get_record_data(
         self, record_idx: int = 0, data_idx: int | None = None
-    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    ) -> Stage | tuple[Stage, ...]:
         """Get one stage (``data_idx`` of 0 to 3) or a tuple of all four."""
         if data_idx is None:
             return tuple(self.get_record_data(record_idx, i) for i in range(4))
@@ -102,11 +121,12 @@ class StageOutputsRecorder(BaseRecorder):
                 f'{len(self._data_buffer[data_idx])} times in this forward, '
                 f'but record {record_idx} is asked for'
             )
-        grids = self._grids[data_idx]
-        return to_map(
+        told = self._grids[data_idx]
+        view = to_stage_tokens if self.extra_tokens else to_map
+        return view(
             self._data_buffer[data_idx][record_idx],
             tap.layout,
-            grids[record_idx] if grids else None,
+            told[record_idx] if told else tap.grid,
             tap.extra_tokens,
         )
 

@@ -1,8 +1,55 @@
 """From any feature layout to a map or to tokens."""
 
+from typing import Any, NamedTuple
+
 import torch
 
 Grid = tuple[int, int]
+
+
+class StageTokens(NamedTuple):
+    """A stage of a network that works on tokens, with nothing left out.
+
+    Attributes:
+        map (Tensor): The patch tokens on their grid, ``(N, C, H, W)``.
+        extra (Tensor): Class, distillation and register tokens in their
+            order, ``(N, E, C)``; ``E`` is 0 for networks without any.
+
+    Examples:
+        >>> import torch
+        >>> from mmcakd.models.stages import to_stage_tokens
+        >>> stage = to_stage_tokens(torch.rand(2, 25, 8), 'NLC', (4, 6), 1)
+        >>> stage.map.shape, stage.extra.shape
+        (torch.Size([2, 8, 4, 6]), torch.Size([2, 1, 8]))
+    """
+
+    map: torch.Tensor
+    extra: torch.Tensor
+
+
+def read_grid(inputs: tuple, outputs: Any) -> Grid:
+    """Read ``(H, W)`` off what went through a module.
+
+    A module that makes a map tells it by the map's size, a patch embedding as
+    the second of its outputs, a window attention block as the second of its
+    inputs, and a module that flattens a map by the size of that.
+    """
+    if isinstance(outputs, torch.Tensor) and outputs.ndim == 4:
+        height, width = outputs.shape[2:]
+    elif isinstance(outputs, tuple) and _is_grid(outputs[1]):
+        height, width = outputs[1]
+    elif len(inputs) > 1:
+        height, width = inputs[1]
+    else:
+        height, width = inputs[0].shape[2:]
+    return int(height), int(width)
+
+
+def _is_grid(value: Any) -> bool:
+    # A second output may as well be another feature.
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape) == (2,)
+    return isinstance(value, tuple | list) and len(value) == 2
 
 
 def to_map(
@@ -48,9 +95,50 @@ def to_map(
     return tokens.transpose(1, 2).unflatten(2, grid)
 
 
+def to_stage_tokens(
+    feature: torch.Tensor,
+    layout: str,
+    grid: Grid | None = None,
+    extra_tokens: int = 0,
+) -> StageTokens | torch.Tensor:
+    """View tokens as :class:`StageTokens`; a map stays a map.
+
+    Args:
+        feature (Tensor): See :func:`to_map`.
+        layout (str): ``'NHWC'`` or ``'NLC'`` for tokens, ``'NCHW'`` for a
+            feature map.
+        grid (tuple[int, int], optional): See :func:`to_map`.
+        extra_tokens (int): See :func:`to_map`.
+
+    Returns:
+        StageTokens | Tensor: A feature map is returned as it is.
+    """
+    map_ = to_map(feature, layout, grid, extra_tokens)
+    if layout == 'NCHW':
+        return map_
+    tokens = feature.flatten(1, 2) if layout == 'NHWC' else feature
+    return StageTokens(map_, tokens[:, :extra_tokens])
+
+
 def to_tokens(feature: torch.Tensor) -> torch.Tensor:
     """View a map ``(N, C, H, W)`` as row-major tokens ``(N, H * W, C)``.
 
     Tokens are returned as they are.
     """
     return feature.flatten(2).transpose(1, 2) if feature.ndim == 4 else feature
+
+
+def to_layout(
+    tokens: torch.Tensor, layout: str, grid: Grid | None = None
+) -> torch.Tensor:
+    """View tokens ``(N, L, C)`` as the map of a layout; undoes `to_map`.
+
+    Args:
+        tokens (Tensor): Row by row.
+        layout (str): ``'NCHW'``, ``'NHWC'``, or ``'NLC'`` for tokens.
+        grid (tuple[int, int], optional): ``(H, W)``; needed for a map.
+    """
+    if layout == 'NLC':
+        return tokens
+    nhwc = tokens.unflatten(1, grid)
+    return nhwc if layout == 'NHWC' else nhwc.permute(0, 3, 1, 2)

@@ -62,7 +62,10 @@ def build_model(
     if not isinstance(source, dict):
         raise TypeError(
             f'{role} should be a config dict, a config path, a model name or '
-            f'a BaseModel, but got {type(source).__name__}'
+            f'a BaseModel, but got {type(source).__name__}; networks of other '
+            'packages are wrapped by mmpretrain.TimmClassifier, '
+            'mmpretrain.HuggingFaceClassifier and '
+            'mmcakd.TorchvisionClassifier'
         )
     cfg = {**source}
     if data_preprocessor is not None:

@@ -75,3 +75,13 @@ def test_mmrazors_computes_in_half_precision(features):
     student, teacher = features.bfloat16()
     loss = L2Loss(normalize=False, div_element=True)(student, teacher)
     assert loss.dtype == torch.bfloat16
+
+
+def test_tokens_are_compared_with_a_map_position_by_position():
+    feature = torch.randn(2, 3, 4, 5)
+    tokens = feature.flatten(2).transpose(1, 2)
+    other = torch.randn(2, 20, 3)
+    expected = (other - tokens).square().mean()
+    torch.testing.assert_close(MSELoss()(other, feature), expected)
+    torch.testing.assert_close(MSELoss()(feature, other), expected)
+    assert MSELoss()(tokens, feature) == 0

@@ -42,6 +42,21 @@ def test_logits_of_timm(tiny, mode):
     assert torch.equal(logits, model(images, mode='tensor'))
 
 
+def test_logits_of_torchvision(tiny):
+    model = tiny.build(
+        dict(
+            type='mmcakd.TorchvisionClassifier',
+            model_name='shufflenet_v2_x0_5',
+            num_classes=tiny.classes,
+        )
+    ).eval()
+    images, samples = tiny.batch()
+    logits, _ = record_logits(
+        model, lambda: model(images, samples, mode='loss')
+    )
+    assert torch.equal(logits, model(images, mode='tensor'))
+
+
 def test_logits_of_hugging_face_are_unpacked():
     class Wrapped(nn.Module):
         def forward(self, x):

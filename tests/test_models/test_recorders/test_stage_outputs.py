@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from mmcakd.models.recorders import StageOutputsRecorder, unknown_tap
+from mmcakd.models.stages import StageTokens
 
 
 class Mixed(nn.Module):
@@ -133,6 +134,119 @@ def test_gradient_flows_through_a_record(recorder, resnet):
     recorder.get_record_data(data_idx=1).square().sum().backward()
     assert resnet.layer2[0].conv1.weight.grad.abs().sum() > 0
     assert resnet.layer3[0].conv1.weight.grad is None
+
+
+# ---------------------------------------------------- final norm, extra tokens
+
+
+def record(net, images, **kwargs):
+    recorder = StageOutputsRecorder(**kwargs)
+    recorder.initialize(net)
+    with recorder, torch.no_grad():
+        net(images)
+    return recorder.get_record_data()
+
+
+def plain_vit(**kwargs):
+    arch = dict(
+        embed_dims=8, num_layers=4, num_heads=2, feedforward_channels=8
+    )
+    net = mm.VisionTransformer(arch, (64, 96), **kwargs)
+    net.eval()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter)
+    return net
+
+
+def test_last_stage_before_the_final_norm():
+    net, images = plain_vit(), torch.rand(2, 3, 64, 96)
+    raw = record(net, images, final_norm=False)
+    normed = record(net, images)
+    for index in range(3):
+        assert torch.equal(raw[index], normed[index])
+    tokens = raw[3].flatten(2).transpose(1, 2)
+    expected = net.ln1(tokens).transpose(1, 2).view_as(raw[3])
+    assert torch.allclose(normed[3], expected, atol=1e-6)
+    assert not torch.allclose(normed[3], raw[3], atol=0.1)
+
+
+@pytest.mark.parametrize('final_norm', [True, False])
+@pytest.mark.parametrize('cls', [True, False])
+def test_class_token_is_kept_beside_an_oblong_map(final_norm, cls):
+    kind = 'raw' if cls else 'avg_featmap'
+    net = plain_vit(with_cls_token=cls, out_type=kind)
+    images = torch.rand(2, 3, 64, 96)
+    outputs = {}
+    net.layers[3].register_forward_hook(
+        lambda m, i, out: outputs.update({False: out})
+    )
+    net.ln1.register_forward_hook(
+        lambda m, i, out: outputs.update({True: out})
+    )
+    stages = record(net, images, extra_tokens=True, final_norm=final_norm)
+    assert all(isinstance(stage, StageTokens) for stage in stages)
+    assert [tuple(stage.map.shape) for stage in stages] == [(2, 8, 4, 6)] * 4
+    assert [tuple(s.extra.shape) for s in stages] == [(2, int(cls), 8)] * 4
+    tokens = stages[3].map.flatten(2).transpose(1, 2)
+    together = torch.cat((stages[3].extra, tokens), dim=1)
+    assert torch.equal(together, outputs[final_norm])
+
+
+def test_convolutional_stage_stays_a_map_beside_extra_tokens(resnet):
+    images = torch.rand(1, 3, 64, 64)
+    for plain, asked in zip(
+        record(resnet, images),
+        record(resnet, images, extra_tokens=True),
+        strict=True,
+    ):
+        assert torch.equal(plain, asked)
+
+
+def test_named_taps_may_tell_where_the_raw_feature_is(resnet):
+    taps = [dict(source=f'layer{i}') for i in (1, 2, 3)]
+    taps.append(dict(source='layer4', raw=dict(source='layer4.0')))
+    images = torch.rand(1, 3, 64, 64)
+    last = record(resnet, images, taps=taps)[3]
+    raw = record(resnet, images, taps=taps, final_norm=False)[3]
+    assert torch.equal(resnet.layer4[1](raw), last)
+
+
+class WritesInPlace(nn.Module):
+    """Its second block adds to what the first returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 1)
+        self.second = nn.Identity()
+
+    def forward(self, x):
+        x = self.first(x)
+        x += 1
+        return self.second(x)
+
+
+def test_copy_is_kept_of_what_the_network_writes_into():
+    net, images = WritesInPlace(), torch.rand(1, 3, 2, 2)
+    taps = [dict(source='first'), dict(source='first', copy=True)]
+    taps += [dict(source='second')] * 2
+    kept, copied, second, _ = record(net, images, taps=taps)
+    assert torch.equal(copied, net.first(images))
+    assert torch.equal(kept, second)
+    assert torch.equal(second, copied + 1)
+
+
+def test_one_of_several_outputs_and_a_grid_known_beforehand():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x.flatten(2).transpose(1, 2) * 2
+
+    net, images = nn.Sequential(Two()), torch.rand(1, 3, 2, 4)
+    tap = dict(source='0', output=1, layout='NLC', grid=(2, 4))
+    maps = record(net, images, taps=[tap] * 4)
+    assert torch.equal(maps[0], images * 2)
+
+
+# -------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize('count', [1, 3, 5])

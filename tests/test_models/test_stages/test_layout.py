@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from mmcakd.models.stages import to_map, to_tokens
+from mmcakd.models.stages import (
+    read_grid,
+    to_map,
+    to_stage_tokens,
+    to_tokens,
+)
 
 MAP = torch.arange(2 * 3 * 2 * 5.0).view(2, 3, 2, 5)
 
@@ -22,6 +27,37 @@ def test_tokens_are_read_row_by_row_behind_the_extra_ones(extra):
     rows = [MAP[:, :, h, w] for h in range(2) for w in range(5)]
     tokens = torch.stack([*[-torch.ones(2, 3)] * extra, *rows], dim=1)
     assert torch.equal(to_map(tokens, 'NLC', (2, 5), extra), MAP)
+
+
+@pytest.mark.parametrize('extra', [0, 1, 5])
+def test_stage_tokens_leave_nothing_out(extra):
+    others = torch.rand(2, extra, 3)
+    tokens = torch.cat((others, to_tokens(MAP)), dim=1)
+    stage = to_stage_tokens(tokens, 'NLC', (2, 5), extra)
+    assert torch.equal(stage.map, MAP)
+    assert torch.equal(stage.extra, others)
+
+
+def test_channels_last_are_tokens_without_extra_ones():
+    stage = to_stage_tokens(MAP.permute(0, 2, 3, 1), 'NHWC')
+    assert torch.equal(stage.map, MAP)
+    assert stage.extra.shape == (2, 0, 3)
+
+
+def test_convolutional_map_is_no_stage_of_tokens():
+    assert to_stage_tokens(MAP, 'NCHW') is MAP
+
+
+@pytest.mark.parametrize(
+    ('inputs', 'outputs'),
+    [
+        ((None,), MAP),
+        ((None,), (None, torch.tensor([2, 5]))),
+        ((None, (2, 5)), torch.rand(2, 10, 3)),
+    ],
+)
+def test_grid_is_read_off_a_map_an_output_or_an_input(inputs, outputs):
+    assert read_grid(inputs, outputs) == (2, 5)
 
 
 def test_map_becomes_tokens_row_by_row():

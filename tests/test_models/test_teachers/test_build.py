@@ -122,6 +122,25 @@ def test_source_of_another_kind_is_refused(source):
         build_model(source, 'teacher')
 
 
+def test_network_of_another_package_is_told_its_wrapper():
+    from torchvision.models import shufflenet_v2_x0_5
+
+    with pytest.raises(TypeError, match='ShuffleNetV2.*TorchvisionClass'):
+        build_model(shufflenet_v2_x0_5(), 'teacher')
+
+
+def test_wrapped_network_of_torchvision_is_built_from_its_config():
+    cfg = dict(
+        type='mmcakd.TorchvisionClassifier',
+        model_name='shufflenet_v2_x0_5',
+        num_classes=5,
+    )
+    preprocessor = dict(mean=[3.0] * 3, std=[1.0] * 3)
+    model = build_model(cfg, 'teacher', preprocessor)
+    assert type(model.model).__name__ == 'ShuffleNetV2'
+    assert model.data_preprocessor.mean.flatten().tolist() == [3, 3, 3]
+
+
 def test_bare_backbone_is_refused(tiny):
     cfg = tiny.resnet() | dict(type='mmpretrain.ResNet')
     with pytest.raises(TypeError, match='student.*ImageClassifier.*ResNet'):

@@ -2,20 +2,37 @@
 
 import mmpretrain.models as mm
 import pytest
+import timm
 import torch
 from torch import nn
 
 from mmcakd.models.recorders import StageOutputsRecorder
 from mmcakd.models.stages import to_tokens
-from mmcakd.models.teachers import build_tail
+from mmcakd.models.teachers import Teacher, build_tail
 
 ARCH = dict(embed_dims=16, num_layers=6, num_heads=2, feedforward_channels=32)
+CONVNEXT = dict(depths=[1, 1, 1, 1], channels=[4, 8, 16, 32])
+MIXER = dict(
+    embed_dims=16, num_layers=6, tokens_mlp_dims=8, channels_mlp_dims=32
+)
 SWIN = dict(embed_dims=8, depths=[1, 2, 2, 2], num_heads=[1, 2, 4, 4])
 
 
 def make_swin(size, **kwargs):
     cfg = dict(img_size=size, window_size=2) | kwargs
     return mm.SwinTransformer(SWIN, **cfg)
+
+
+def make_swin_v2(size, **kwargs):
+    arch = SWIN | dict(extra_norm_every_n_blocks=2)
+    cfg = dict(img_size=size, window_size=2) | kwargs
+    return mm.SwinTransformerV2(arch, **cfg)
+
+
+def make_timm_vit(size, **kwargs):
+    return timm.models.VisionTransformer(
+        size, 16, embed_dim=16, depth=6, num_heads=2, **kwargs
+    )
 
 
 def make_beit(size, **kwargs):
@@ -31,6 +48,21 @@ TEACHERS = {
         size, window_size=5, pad_small_map=True
     ),
     'swin without final norm': lambda size: make_swin(size, norm_cfg=None),
+    'swin v2': make_swin_v2,
+    'swin v2 with padded windows': lambda size: make_swin_v2(
+        size, window_size=5, pad_small_map=True
+    ),
+    'resnet': lambda size: mm.ResNet(18, stem_channels=4, base_channels=4),
+    'convnext': lambda size: mm.ConvNeXt(CONVNEXT),
+    'mixer': lambda size: mm.MlpMixer(MIXER, size),
+    'timm vit with registers': lambda size: make_timm_vit(size, reg_tokens=4),
+    'timm swin': lambda size: timm.models.SwinTransformer(
+        size,
+        window_size=2,
+        embed_dim=8,
+        depths=(1, 2, 2, 2),
+        num_heads=(1, 2, 4, 4),
+    ),
     'vit': lambda size: mm.VisionTransformer(ARCH, size),
     'vit without cls': lambda size: mm.VisionTransformer(
         ARCH, size, with_cls_token=False, out_type='avg_featmap'
@@ -95,7 +127,18 @@ def test_own_stages_replayed_give_the_last_with_no_difference(name, size):
 
 
 @pytest.mark.parametrize('size', [(72, 72), (40, 104)], ids=str)
-@pytest.mark.parametrize('name', [n for n in TEACHERS if 'swin' in n])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'swin',
+        'swin with padded windows',
+        'swin without final norm',
+        'swin v2',
+        'swin v2 with padded windows',
+        'resnet',
+        'convnext',
+    ],
+)
 def test_maps_of_odd_sides_are_merged_like_the_teachers(name, size):
     net = build(name, size)
     tail = build_tail(net, 2)
@@ -112,7 +155,17 @@ def test_tail_may_end_before_the_last_stage(name):
 
 
 @pytest.mark.parametrize(
-    'name', ['swin', 'vit', 'vit without cls', 'deit distilled', 'deit3']
+    'name',
+    [
+        'swin',
+        'swin v2',
+        'resnet',
+        'convnext',
+        'vit',
+        'vit without cls',
+        'deit distilled',
+        'deit3',
+    ],
 )
 def test_tail_follows_the_teacher_to_another_image_size(name):
     net = build(name, (64, 64))
@@ -159,30 +212,72 @@ def test_other_blocks_may_end_the_stages():
     assert torch.equal(tail(to_tokens(third)), to_tokens(last))
 
 
+@pytest.mark.parametrize('name', ['vit', 'timm vit with registers'])
+def test_tails_of_one_teacher_do_not_disturb_each_other(name):
+    net = build(name, (64, 64))
+    long, short = build_tail(net, 1), build_tail(net, 3)
+    stages = run(net, torch.randn(2, 3, 64, 64))
+    # Runs through the modules that the short one looks at.
+    long(torch.randn_like(stages[0]).repeat(2, 1, 1))
+    assert torch.equal(short(stages[2]), stages[3])
+
+
+def test_tail_that_failed_leaves_the_teacher_to_be_watched():
+    net = build('vit', (64, 64))
+    tail = build_tail(net, 3)
+    stages = run(net, torch.randn(2, 3, 64, 64))
+    with pytest.raises(RuntimeError):
+        tail(stages[2][..., :3])
+    stages = run(net, torch.randn(2, 3, 96, 64))
+    assert torch.equal(tail(stages[2]), stages[3])
+
+
+@pytest.mark.parametrize('name', ['resnet', 'convnext'])
+def test_channels_last_teacher_is_replayed_as_it_runs(name):
+    net = build(name, (64, 64)).to(memory_format=torch.channels_last)
+    tail = build_tail(net, 2)
+    images = torch.randn(2, 3, 64, 96)
+    images = images.to(memory_format=torch.channels_last)
+    stages = run(net, images)
+    assert torch.equal(tail(stages[1].contiguous()), stages[3])
+
+
+def test_batch_norm_in_a_tail_learns_nothing(tiny):
+    teacher = Teacher(tiny.build(tiny.classifier(tiny.resnet())))
+    tail = teacher.build_tail(1)
+    teacher.train()
+    teacher(torch.randn(2, 3, 64, 64))
+    before = {k: v.clone() for k, v in teacher.model.state_dict().items()}
+    tokens = torch.randn(2, 256, 4, requires_grad=True)
+    tail(tokens).sum().backward()
+    assert tokens.grad.abs().sum() > 0
+    for key, value in teacher.model.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
 # -------------------------------------------------------------------- errors
 
 
-@pytest.mark.parametrize(
-    'net',
-    [
-        mm.ResNet(18, stem_channels=4, base_channels=4),
-        mm.MlpMixer(
-            dict(
-                embed_dims=8,
-                num_layers=4,
-                tokens_mlp_dims=8,
-                channels_mlp_dims=8,
-            ),
-            64,
-        ),
-    ],
-    ids=lambda net: type(net).__name__,
-)
-def test_teacher_without_a_tail_is_refused(net):
-    with pytest.raises(ValueError, match='cannot be replayed') as caught:
-        build_tail(net, 3)
-    assert type(net).__name__ in str(caught.value)
+def test_teacher_without_a_tail_is_refused():
+    extra = {
+        f'stage{i}': dict(
+            num_modules=1,
+            num_branches=i,
+            block='BASIC' if i > 1 else 'BOTTLENECK',
+            num_blocks=(1,) * i,
+            num_channels=(4, 8, 16, 32)[:i],
+        )
+        for i in (1, 2, 3, 4)
+    }
+    with pytest.raises(ValueError, match='HRNet cannot be replayed') as caught:
+        build_tail(mm.HRNet(extra=extra), 3)
+    assert 'docs/families.md' in str(caught.value)
     assert 'SwinTransformer' in str(caught.value)
+
+
+def test_blocks_of_a_teacher_with_stages_are_refused():
+    with pytest.raises(ValueError, match='has stages of its own'):
+        build_tail(build('swin', 64), 3, blocks=(0, 1, 4, 5))
 
 
 @pytest.mark.parametrize(

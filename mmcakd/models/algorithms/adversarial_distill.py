@@ -1,0 +1,228 @@
+"""Distillation with a discriminator and views for the student."""
+
+import logging
+from collections.abc import Iterator
+
+import torch
+from mmengine.dist import is_distributed
+from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper
+from torch import nn
+
+from mmcakd.registry import MODELS
+
+from ..losses import AdversarialLoss, CCLoss, CRDLoss, RKDLoss
+from ..recorders import LogitsRecorder
+from .cross_arch_distill import CrossArchDistill
+
+#: Losses that do not compare features place by place.
+_PLACELESS = (AdversarialLoss, CCLoss, CRDLoss, RKDLoss)
+
+
+@MODELS.register_module()
+class AdversarialDistill(CrossArchDistill):
+    """``CrossArchDistill`` with multi-view robust training.
+
+    The student sees another view of the batch than the teacher, and the
+    discriminators of :class:`mmcakd.models.losses.AdversarialLoss` learn in
+    turns of their own: in every ``discriminator_interval``-th step of the
+    optimizer, on the features of that step, after the student.
+
+    Discriminators are in checkpoints, as a part of the distiller, and have an
+    optimizer of their own. In a config::
+
+        optim_wrapper = dict(
+            constructor='mmcakd.AdversarialOptimWrapperConstructor',
+            student=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
+            discriminator=dict(optimizer=dict(type='Adam', lr=1e-4)))
+
+    Without an ``AdversarialLoss`` it takes an ordinary ``optim_wrapper``.
+
+    Source: `Cross-Architecture Knowledge Distillation
+    <https://arxiv.org/abs/2207.05273>`_, section 3.3.
+
+    Args:
+        view_generator (dict | nn.Module, optional): Makes the student's view
+            in training, such as a
+            :class:`mmcakd.models.views.MultiViewGenerator`. Defaults to None,
+            no views.
+        discriminator_interval (int): Defaults to 5.
+        **kwargs: See :class:`CrossArchDistill`.
+
+    Raises:
+        ValueError: A non-positive interval, or a discriminator without
+            parameters.
+        RuntimeError: Training without an optimizer for the discriminators.
+
+    Examples:
+        >>> from mmcakd.models.algorithms import AdversarialDistill
+        >>> stage = dict(recorder='stages', data_idx=3)
+        >>> model = AdversarialDistill(
+        ...     architecture='mmpretrain::resnet/resnet18_8xb32_in1k.py',
+        ...     teacher='mmpretrain::vision_transformer/'
+        ...             'vit-base-p16_32xb128-mae_in1k.py',
+        ...     view_generator=dict(type='mmcakd.MultiViewGenerator'),
+        ...     distiller=dict(
+        ...         student_recorders=dict(
+        ...             stages=dict(type='mmcakd.StageOutputs')),
+        ...         teacher_recorders=dict(
+        ...             stages=dict(type='mmcakd.StageOutputs')),
+        ...         connectors=dict(project=dict(
+        ...             type='mmcakd.FitNetConnector',
+        ...             inputs=dict(feature=dict(stage, from_student=True)),
+        ...             shape_like=dict(stage, from_student=False))),
+        ...         distill_losses=dict(
+        ...             loss_adv=dict(type='mmcakd.AdversarialLoss')),
+        ...         loss_forward_mappings=dict(loss_adv=dict(
+        ...             student=dict(connector='project'),
+        ...             teacher=dict(stage, from_student=False)))))
+        >>> len(model.discriminators)
+        1
+    """
+
+    #: Set by the optimizer that gives the discriminators their turns.
+    alternates = False
+
+    def __init__(
+        self,
+        *args,
+        view_generator: dict | nn.Module | None = None,
+        discriminator_interval: int = 5,
+        **kwargs,
+    ) -> None:
+        if discriminator_interval < 1:
+            raise ValueError(
+                'discriminator_interval must be positive, got '
+                f'{discriminator_interval}'
+            )
+        super().__init__(*args, **kwargs)
+        self.discriminator_interval = discriminator_interval
+        if isinstance(view_generator, dict):
+            view_generator = MODELS.build(view_generator)
+        self.view_generator = view_generator
+        if hasattr(view_generator, 'adapt_to'):
+            view_generator.adapt_to(self.data_preprocessor)
+        if getattr(view_generator, 'is_geometric', False):
+            self._warn_of_moved_places()
+
+        discriminated = set()
+        for name, loss in self.adversarial_losses.items():
+            loss.has_turns = True
+            parameters = set(loss.discriminator.parameters())
+            if not parameters:
+                raise ValueError(
+                    f'the discriminator of {name} has no parameters, since '
+                    'it has not seen features yet; set model.input_size to '
+                    'the size of the training images'
+                )
+            discriminated |= parameters
+        # DDP expects a gradient for every parameter in every backward; those
+        # of discriminators are averaged in their turns.
+        self._ddp_params_and_buffers_to_ignore = [
+            name for name, p in self.named_parameters() if p in discriminated
+        ]
+
+    @property
+    def adversarial_losses(self) -> dict[str, AdversarialLoss]:
+        """The losses with a discriminator, by name."""
+        return {
+            name: loss
+            for name, loss in self.distiller.distill_losses.items()
+            if isinstance(loss, AdversarialLoss)
+        }
+
+    @property
+    def discriminators(self) -> dict[str, nn.Module]:
+        """The discriminators, by the name of their loss."""
+        return {
+            name: loss.discriminator
+            for name, loss in self.adversarial_losses.items()
+        }
+
+    def discriminator_loss(self) -> torch.Tensor | None:
+        """Compute the discriminators' own loss on the last step's features.
+
+        Returns:
+            Tensor, optional: None after distillation has stopped.
+        """
+        if self.distillation_stopped:
+            return None
+        return sum(
+            loss.discriminator_loss()
+            for loss in self.adversarial_losses.values()
+        )
+
+    def forget_features(self) -> None:
+        """Drop the features that were kept for the discriminators."""
+        for loss in self.adversarial_losses.values():
+            loss.forget()
+
+    def train_step(
+        self, data: dict | tuple | list, optim_wrapper: OptimWrapper
+    ) -> dict[str, torch.Tensor]:
+        """Train the student and, in their turn, the discriminators."""
+        self._check_alternation()
+        return super().train_step(data, optim_wrapper)
+
+    def loss(
+        self, batch_inputs: torch.Tensor, data_samples: list | None = None
+    ) -> dict[str, torch.Tensor]:
+        """See :meth:`CrossArchDistill.loss`."""
+        if self.training and is_distributed():
+            # MMEngine's DDP does not call `train_step`.
+            self._check_alternation()
+        return super().loss(batch_inputs, data_samples)
+
+    def _check_alternation(self) -> None:
+        if self.discriminators and not self.alternates:
+            raise RuntimeError(
+                'the discriminators need an optimizer of their own: set '
+                "optim_wrapper = dict(constructor='mmcakd."
+                "AdversarialOptimWrapperConstructor', "
+                'student=dict(optimizer=...), '
+                'discriminator=dict(optimizer=...))'
+            )
+
+    def _run_student(self, batch_inputs, data_samples) -> dict:
+        if self.training and self.view_generator is not None:
+            batch_inputs = self.view_generator(batch_inputs).to(
+                memory_format=self.student_memory_format
+            )
+        return super()._run_student(batch_inputs, data_samples)
+
+    def _warn_of_moved_places(self) -> None:
+        distiller = self.distiller
+        names = [
+            name
+            for name, mapping in distiller.loss_forward_mappings.items()
+            if not isinstance(distiller.distill_losses[name], _PLACELESS)
+            and any(map(self._reads_teachers_features, mapping.values()))
+        ]
+        if names:
+            print_log(
+                'The view generator crops or rotates the images of the '
+                f'student alone, but {sorted(names)} read features of the '
+                'teacher: if they compare them place by place, the places do '
+                'not match. Set crop_scale=(1, 1) and max_rotation=0',
+                'current',
+                level=logging.WARNING,
+            )
+
+    def _reads_teachers_features(self, reference: dict) -> bool:
+        recorders = self.distiller.teacher_recorders
+        return any(
+            not isinstance(
+                recorders.get_recorder(record['recorder']), LogitsRecorder
+            )
+            for record in self._records_behind(reference)
+            if not record['from_student']
+        )
+
+    def _records_behind(self, reference: dict) -> Iterator[dict]:
+        if 'recorder' in reference:
+            yield reference
+        inputs = self.distiller.connector_inputs.get(
+            reference.get('connector'), {}
+        )
+        for behind in inputs.values():
+            yield from self._records_behind(behind)

@@ -1,0 +1,69 @@
+"""The four stages of Hugging Face's image classifiers.
+
+Paths and outputs are those of the models of ``transformers`` 4.
+"""
+
+from torch import nn
+
+from .taps import (
+    Blocks,
+    Family,
+    Tap,
+    behind_norm,
+    chain,
+    check_blocks,
+    last_four,
+    paths,
+)
+
+
+def _convs(net: nn.Module) -> list[Tap]:
+    return chain(last_four(paths(net, 'encoder.stages')))
+
+
+def _swin(net: nn.Module) -> list[Tap]:
+    # A stage returns its tokens behind and, second, before the downsampling.
+    taps = [
+        Tap(stage, 'NLC', grid_source=stage, output=1)
+        for stage in paths(net, 'encoder.layers')
+    ]
+    taps[-1] = behind_norm(taps[-1], 'layernorm')
+    return taps
+
+
+def _vit(extra_tokens: int):
+    def find(net: nn.Module, blocks: Blocks) -> list[Tap]:
+        registers = getattr(net.config, 'num_register_tokens', 0)
+        taps = [
+            Tap(
+                f'encoder.layer.{end}',
+                'NLC',
+                extra_tokens + registers,
+                'embeddings.patch_embeddings.projection',
+            )
+            for end in check_blocks(blocks, len(net.encoder.layer))
+        ]
+        # BEiT has its norm behind the pooling.
+        if not isinstance(net.layernorm, nn.Identity):
+            taps[-1] = behind_norm(taps[-1], 'layernorm')
+        return taps
+
+    return find
+
+
+#: ``transformers.`` and class name -> its family.
+HUGGING_FACE: dict[str, Family | str] = {
+    'transformers.ResNetModel': Family(_convs, 'ResNet'),
+    'transformers.RegNetModel': Family(_convs, 'RegNet'),
+    'transformers.ConvNextModel': Family(_convs, 'ConvNeXt'),
+    'transformers.ConvNextV2Model': Family(_convs, 'ConvNeXt V2'),
+    'transformers.SwinModel': Family(_swin, 'Swin'),
+    'transformers.Swinv2Model': Family(_swin, 'Swin V2'),
+    'transformers.ViTModel': Family(_vit(1), 'ViT', isotropic=True),
+    'transformers.DeiTModel': Family(_vit(2), 'DeiT', isotropic=True),
+    'transformers.BeitModel': Family(_vit(1), 'BEiT', isotropic=True),
+    'transformers.Dinov2Model': Family(_vit(1), 'DINOv2', isotropic=True),
+    'transformers.Dinov2WithRegistersModel': Family(
+        _vit(1), 'DINOv2 with registers', isotropic=True
+    ),
+}

@@ -1,0 +1,268 @@
+"""The four stages of timm's models."""
+
+from torch import nn
+
+from .taps import (
+    Blocks,
+    Family,
+    Steps,
+    Tap,
+    behind_norm,
+    chain,
+    check_blocks,
+    paths,
+    split_at,
+)
+
+
+def _norm(net: nn.Module) -> str | None:
+    # Identity where timm puts the norm behind the pooling.
+    for name in ('norm', 'norm_pre'):
+        if not isinstance(getattr(net, name, nn.Identity()), nn.Identity):
+            return name
+    return None
+
+
+def _described(layout: str = 'NCHW'):
+    """Networks that timm describes itself, by ``feature_info``."""
+
+    def find(net: nn.Module) -> list[Tap]:
+        ends = [info['module'] for info in list(net.feature_info)[-4:]]
+        steps = _between(net, ends)
+        if steps:
+            return chain(steps, norm=_norm(net), layout=layout)
+        return [Tap(end, layout) for end in ends]
+
+    return find
+
+
+def _between(net: nn.Module, ends: list[str]) -> Steps | None:
+    parents = {end.rpartition('.')[0] for end in ends}
+    if len(parents) > 1:
+        return None
+    return split_at(paths(net, parents.pop()), ends)
+
+
+def _feature_list(net: nn.Module) -> list[Tap]:
+    # What `features_only=True` makes of a convolutional network.
+    return chain(split_at(paths(net, ''), list(net.return_layers))[-4:])
+
+
+def _hrnet(net: nn.Module) -> list[Tap]:
+    # The branch that each stage adds, which has the lowest resolution.
+    added = [Tap(f'stage{i}', output=i - 1) for i in (2, 3, 4)]
+    return [Tap('layer1'), *added]
+
+
+def _isotropic(layout: str):
+    def find(net: nn.Module, blocks: Blocks) -> list[Tap]:
+        ends = check_blocks(blocks, len(net.blocks))
+        return chain(split_at(paths(net, 'blocks'), ends), layout=layout)
+
+    return find
+
+
+def _vit(net: nn.Module, blocks: Blocks) -> list[Tap]:
+    ends = check_blocks(blocks, len(net.blocks))
+    return chain(
+        split_at(paths(net, 'blocks'), ends),
+        norm=_norm(net),
+        layout='NLC',
+        extra_tokens=net.num_prefix_tokens,
+        grid_source='patch_embed.proj',
+    )
+
+
+def _vit_with_positions(net: nn.Module, blocks: Blocks) -> list[Tap]:
+    # Its blocks take positions besides the tokens.
+    ends = check_blocks(blocks, len(net.blocks))
+    taps = [
+        Tap(f'blocks.{end}', 'NLC', net.num_prefix_tokens, 'patch_embed.proj')
+        for end in ends
+    ]
+    if _norm(net):
+        taps[-1] = behind_norm(taps[-1], 'norm')
+    return taps
+
+
+def _cait(net: nn.Module, blocks: Blocks) -> list[Tap]:
+    taps = [
+        Tap(f'blocks.{end}', 'NLC', 0, 'patch_embed.proj')
+        for end in check_blocks(blocks, len(net.blocks))
+    ]
+    # Layers of their own bring up the class token beside the patches.
+    taps[-1] = behind_norm(taps[-1], 'norm', extra_tokens=1)
+    return taps
+
+
+def _convit(net: nn.Module, blocks: Blocks) -> list[Tap]:
+    # The class token joins where the blocks stop being local.
+    taps = [
+        Tap(
+            f'blocks.{end}',
+            'NLC',
+            int(end >= net.local_up_to_layer),
+            'patch_embed.proj',
+        )
+        for end in check_blocks(blocks, len(net.blocks))
+    ]
+    taps[-1] = behind_norm(taps[-1], 'norm')
+    return taps
+
+
+def _xcit(net: nn.Module, blocks: Blocks) -> list[Tap]:
+    ends = check_blocks(blocks, len(net.blocks))
+    taps = [
+        Tap(f'blocks.{end}', 'NLC', grid_source='patch_embed')
+        for end in ends[:3]
+    ]
+    # The class token joins the patches for the last few layers.
+    last = Tap(paths(net, 'cls_attn_blocks')[-1], 'NLC', 1, 'patch_embed')
+    return [*taps, behind_norm(last, 'norm')]
+
+
+def _mixer(net: nn.Module, blocks: Blocks) -> list[Tap]:
+    ends = check_blocks(blocks, len(net.blocks))
+    return chain(
+        split_at(paths(net, 'blocks'), ends),
+        norm='norm',
+        layout='NLC',
+        grid_source='stem.proj',
+    )
+
+
+def _mvit(net: nn.Module) -> list[Tap]:
+    extra_tokens = int(net.cls_token is not None)
+    taps = [
+        Tap(stage, 'NLC', extra_tokens, grid_source=stage)
+        for stage in paths(net, 'stages')
+    ]
+    taps[-1] = behind_norm(taps[-1], 'norm')
+    return taps
+
+
+def _twins(net: nn.Module) -> list[Tap]:
+    ends = []
+    for index, stage in enumerate(paths(net, 'blocks')):
+        blocks = paths(net, stage)
+        # The position encoding follows the first block.
+        single = len(blocks) == 1
+        ends.append(f'pos_block.{index}' if single else blocks[-1])
+    taps = [Tap(end, 'NLC', grid_source=end) for end in ends]
+    taps[-1] = behind_norm(taps[-1], 'norm')
+    return taps
+
+
+#: Classes whose ``feature_info`` names four maps, with a model of each.
+DESCRIBED = dict(
+    ByobNet='RepVGG, MobileOne, ResNeXt-GC',
+    CPUBone='CPUBone',
+    CSATv2='CSATv2',
+    ConvNeXt='ConvNeXt, ConvNeXt V2',
+    CspNet='CSPNet, DarkNet',
+    CspNext='CSPNeXt',
+    DLA='DLA',
+    DPN='DPN',
+    DaVit='DaViT',
+    DenseNet='DenseNet',
+    EdgeNeXt='EdgeNeXt',
+    EfficientFormerV2='EfficientFormer V2',
+    EfficientNet='EfficientNet, MobileNet V1 and V2, MNASNet',
+    EfficientVit='EfficientViT of MIT',
+    FastVit='FastViT',
+    FasterNet='FasterNet',
+    FocalNet='FocalNet',
+    GhostNet='GhostNet',
+    GlobalContextVit='GC ViT',
+    HighPerfGpuNet='HGNet',
+    IFormer='iFormer',
+    InceptionResnetV2='Inception-ResNet V2',
+    InceptionV3='Inception V3',
+    InceptionV4='Inception V4',
+    LCNetV2='LCNet V2',
+    LowFormer='LowFormer',
+    MaxxVit='MaxViT, CoAtNet',
+    MetaFormer='PoolFormer, CAFormer, ConvFormer',
+    MetaNeXt='InceptionNeXt',
+    MobileNetV3='MobileNet V3 and V4, LCNet',
+    NextViT='Next-ViT',
+    NormFreeNet='NFNet',
+    PyramidVisionTransformerV2='PVT V2',
+    RDNet='RDNet',
+    RegNet='RegNet-X, -Y, -Z',
+    RepGhostNet='RepGhostNet',
+    RepVit='RepViT',
+    ResNet='ResNet, ResNeXt, SE-ResNet, ResNeSt, Res2Net',
+    ResNetV2='ResNet V2, BiT',
+    RexNet='ReXNet',
+    SENet='SENet',
+    StarNet='StarNet',
+    SwiftFormer='SwiftFormer',
+    SwinTransformerV2Cr='Swin V2-CR',
+    TResNet='TResNet',
+    TinyVit='TinyViT',
+    VovNet='VoVNet',
+    Xception='Xception',
+    XceptionAligned='Xception-41 to -71',
+)
+#: The same with channels last.
+DESCRIBED_NHWC = dict(
+    HieraDet='Hiera of SAM 2',
+    MambaOut='MambaOut',
+    Sequencer2d='Sequencer2D',
+    SwinTransformer='Swin',
+    SwinTransformerV2='Swin V2',
+)
+#: Classes with one stage less.
+THREE_STAGES = (
+    'EfficientViM',
+    'EfficientVitMsra',
+    'Levit',
+    'Nest',
+    'PoolingVisionTransformer',
+    'SHViT',
+    'Visformer',
+)
+
+#: ``timm.`` and class name -> its family, or why it has none.
+TIMM: dict[str, Family | str] = {
+    f'timm.{name}': entry
+    for name, entry in {
+        **{
+            name: Family(_described(), examples)
+            for name, examples in DESCRIBED.items()
+        },
+        'FeatureListNet': Family(
+            _feature_list, 'the above with `features_only=True`'
+        ),
+        'ConvMixer': Family(_isotropic('NCHW'), 'ConvMixer', isotropic=True),
+        'HighResolutionNet': Family(_hrnet, 'HRNet'),
+        **{
+            name: Family(_described('NHWC'), examples)
+            for name, examples in DESCRIBED_NHWC.items()
+        },
+        'MultiScaleVit': Family(_mvit, 'MViT V2'),
+        'Twins': Family(_twins, 'Twins'),
+        'VisionTransformer': Family(
+            _vit,
+            'ViT with or without registers, DeiT, DINOv2, CLIP',
+            isotropic=True,
+        ),
+        'VisionTransformerRelPos': Family(
+            _vit_with_positions, 'ViT with relative positions', isotropic=True
+        ),
+        'VisionTransformerSAM': Family(
+            _isotropic('NHWC'), 'SAM image encoder', isotropic=True
+        ),
+        'Beit': Family(_vit_with_positions, 'BEiT, BEiT V2', isotropic=True),
+        'Eva': Family(
+            _vit_with_positions, 'EVA, EVA-02, DINOv3', isotropic=True
+        ),
+        'Cait': Family(_cait, 'CaiT', isotropic=True),
+        'ConVit': Family(_convit, 'ConViT', isotropic=True),
+        'Xcit': Family(_xcit, 'XCiT', isotropic=True),
+        'MlpMixer': Family(_mixer, 'MLP-Mixer, ResMLP, gMLP', isotropic=True),
+        **dict.fromkeys(THREE_STAGES, 'three stages'),
+        'Hiera': 'its tokens are ordered by mask units and not by rows',
+    }.items()
+}

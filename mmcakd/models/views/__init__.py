@@ -1,0 +1,3 @@
+from .multi_view_generator import MultiViewGenerator
+
+__all__ = ['MultiViewGenerator']

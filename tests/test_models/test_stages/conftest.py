@@ -1,0 +1,107 @@
+"""What is checked of every family, whatever package it comes from."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from mmcakd.models.recorders import StageOutputsRecorder
+from mmcakd.models.stages import StageTokens, find_taps, to_tokens
+from mmcakd.models.teachers import build_tail
+
+PAIRS = [(start, end) for start in (1, 2, 3) for end in range(start + 1, 5)]
+
+
+def ready(net: nn.Module) -> nn.Module:
+    """A frozen network in eval mode, of which no parameter has no effect."""
+    for parameter in net.parameters():
+        if parameter.ndim < 2 or not parameter.any():
+            # Norms, biases, layer scales and positions that start at 0 or 1.
+            nn.init.uniform_(parameter, 0.5, 1.0)
+    net.eval()
+    return net.requires_grad_(False)
+
+
+def record(net: nn.Module, images: torch.Tensor, **kwargs) -> tuple:
+    """The four stages of one forward."""
+    recorder = StageOutputsRecorder(**kwargs)
+    recorder.initialize(net)
+    with recorder, torch.no_grad():
+        net(images)
+    return recorder.get_record_data()
+
+
+def shapes(stages: tuple) -> list[tuple]:
+    """``(C, H, W)`` of each stage, or ``(C, H, W, extra tokens)``."""
+    return [
+        (*stage.map.shape[1:], stage.extra.shape[1])
+        if isinstance(stage, StageTokens)
+        else tuple(stage.shape[1:])
+        for stage in stages
+    ]
+
+
+def check_overwriting(net: nn.Module, images: torch.Tensor) -> None:
+    """Compare each record with a copy made when its module returned."""
+    copies = {}
+    modules = dict(net.named_modules())
+    for index, tap in enumerate(find_taps(net)):
+        modules[tap.source].register_forward_hook(
+            lambda module, inputs, outputs, index=index, tap=tap: (
+                copies.update({index: tap.pick(outputs).clone()})
+            )
+        )
+    recorder = StageOutputsRecorder()
+    recorder.initialize(net)
+    with recorder:
+        net(images)
+    assert set(copies) == {0, 1, 2, 3}
+    for index, copy in copies.items():
+        (kept,) = recorder.data_buffer[index]
+        assert torch.equal(kept, copy)
+
+
+def check_replay(net: nn.Module, images: torch.Tensor) -> None:
+    """Replay every pair of stages, with gradient, to the very bit."""
+    tails = {pair: build_tail(net, *pair) for pair in PAIRS}
+    stages = [to_tokens(stage) for stage in record(net, images)]
+    others = record(net, images, final_norm=False)
+    for (start, end), tail in tails.items():
+        with torch.no_grad():
+            replayed = tail(stages[start - 1])
+        assert torch.equal(replayed, stages[end - 1])
+        # The comparison could tell the stages apart.
+        assert not torch.equal(replayed, to_tokens(others[start - 1]))
+    tokens = stages[0].clone().requires_grad_()
+    tails[1, 4](tokens).square().sum().backward()
+    assert tokens.grad.isfinite().all()
+    assert tokens.grad.abs().sum() > 0
+    assert not [n for n, p in net.named_parameters() if p.grad is not None]
+
+
+def find_replayable(net: nn.Module) -> set[tuple[int, int]]:
+    """Pairs of stages between which the network can be replayed."""
+    pairs = set()
+    for pair in PAIRS:
+        try:
+            build_tail(net, *pair)
+        except ValueError as error:
+            assert 'cannot be replayed' in str(error)
+        else:
+            pairs.add(pair)
+    return pairs
+
+
+@pytest.fixture(scope='session')
+def checks() -> SimpleNamespace:
+    """The above."""
+    return SimpleNamespace(
+        ready=ready,
+        record=record,
+        shapes=shapes,
+        overwriting=check_overwriting,
+        replay=check_replay,
+        find_replayable=find_replayable,
+        all_pairs=set(PAIRS),
+    )
