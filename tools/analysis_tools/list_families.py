@@ -64,7 +64,12 @@ stages = dict(
             source='backbone.norm',
             layout='NLC',
             grid=(7, 7),
-            raw=dict(source='backbone.blocks.11', layout='NLC', grid=(7, 7), output=1),
+            raw=dict(
+                source='backbone.blocks.11',
+                layout='NLC',
+                grid=(7, 7),
+                output=1,
+            ),
         ),
     ],
 )

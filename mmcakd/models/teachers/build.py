@@ -4,8 +4,9 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.hub import get_config
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, BaseModule
 from mmengine.registry import DefaultScope
+from torch import nn
 
 from mmcakd.registry import MODELS
 
@@ -87,6 +88,11 @@ def build_model(
             f'(it needs data_preprocessor, loss and predict), but '
             f'{cfg.get("type")} is a {type(model).__name__}'
         )
+    network = getattr(model, 'model', None)
+    if isinstance(network, nn.Module) and not isinstance(network, BaseModule):
+        # A network of another package has initialised itself, perhaps with
+        # pre-trained weights. MMEngine would call its `init_weights` again.
+        network.is_init = True
     return model
 
 

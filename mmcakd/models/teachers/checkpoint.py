@@ -123,7 +123,9 @@ def load_weights(
             re.findall(r'size mismatch for (\S+): (.+)', str(error))
         )
         for key in misshapen:
+            # timm's classifiers name their weights without `model.`.
             state_dict.pop(key, None)
+            state_dict.pop(key.removeprefix('model.'), None)
         keys = model.load_state_dict(state_dict, strict=False)
     found = dict(
         missing=[key for key in keys.missing_keys if key not in misshapen],

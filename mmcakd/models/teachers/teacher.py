@@ -55,9 +55,10 @@ class Teacher(nn.Module):
         ...     head=dict(type='LinearClsHead', num_classes=10,
         ...               in_channels=768))
         >>> teacher = Teacher(model)
+        >>> tail = teacher.build_tail(from_stage=3)
         >>> teacher(torch.rand(2, 3, 64, 64)).shape
         torch.Size([2, 10])
-        >>> teacher.build_tail(3)(torch.rand(2, 16, 384)).shape
+        >>> tail(torch.rand(2, 16, 384)).shape
         torch.Size([2, 4, 768])
     """
 

@@ -66,16 +66,36 @@ def test_other_class_count_of_the_teacher(tiny, refuse):
     )
 
 
-def test_unknown_family_of_the_student(tiny, refuse):
-    vgg = dict(type='VGG', depth=11, num_classes=tiny.classes)
-    message = refuse(
-        architecture=dict(
-            type='mmpretrain.ImageClassifier',
-            backbone=vgg,
-            head=dict(type='ClsHead'),
-        )
+def classifier(tiny, backbone: dict, width: int) -> dict:
+    return dict(
+        type='mmpretrain.ImageClassifier',
+        backbone=backbone,
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(
+            type='LinearClsHead', num_classes=tiny.classes, in_channels=width
+        ),
     )
-    assert_names(message, 'student_recorders.stages', 'VGG', 'taps=[dict(')
+
+
+def test_unknown_family_of_the_student(tiny, refuse):
+    backbone = dict(
+        type='RevVisionTransformer',
+        arch=dict(
+            embed_dims=16,
+            num_layers=4,
+            num_heads=2,
+            feedforward_channels=16,
+        ),
+        img_size=64,
+        out_type='featmap',
+    )
+    message = refuse(architecture=classifier(tiny, backbone, 16))
+    assert_names(
+        message,
+        'student_recorders.stages',
+        'RevVisionTransformer',
+        'taps=[dict(',
+    )
 
 
 @pytest.mark.parametrize('whose', ['student', 'teacher'])
@@ -419,8 +439,10 @@ def test_fault_in_the_distiller(tiny, refuse, fault):
 
 
 def test_teacher_without_a_tail(tiny, refuse):
-    message = refuse(teacher=tiny.classifier(tiny.resnet()))
-    assert_names(message, "'tail'", 'ResNet', 'SwinTransformer')
+    arch = dict(embed_dims=[4, 8, 16, 32], depths=[1] * 4, ffn_ratios=[2] * 4)
+    backbone = dict(type='VAN', arch=arch)
+    message = refuse(teacher=classifier(tiny, backbone, 32))
+    assert_names(message, "'tail'", 'VAN', 'SwinTransformer')
 
 
 def test_blocks_of_another_depth(tiny, refuse):

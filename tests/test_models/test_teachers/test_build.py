@@ -145,3 +145,19 @@ def test_bare_backbone_is_refused(tiny):
     cfg = tiny.resnet() | dict(type='mmpretrain.ResNet')
     with pytest.raises(TypeError, match='student.*ImageClassifier.*ResNet'):
         build_model(cfg, 'student')
+
+
+def test_weights_of_a_wrapped_network_outlive_initialisation():
+    cfg = dict(
+        type='mmpretrain.TimmClassifier',
+        model_name='vit_tiny_patch16_224',
+        img_size=32,
+        depth=1,
+        num_classes=3,
+    )
+    model = build_model(cfg, 'teacher')
+    # As pre-trained weights would: timm's own initialisation differs.
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.init_weights()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key

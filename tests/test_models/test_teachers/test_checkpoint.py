@@ -143,6 +143,18 @@ def test_other_class_count_is_refused(tiny, tmp_path):
         load_weights(tiny.build(tiny.classifier(tiny.swin())), path)
 
 
+def test_other_class_count_of_a_timm_classifier_is_refused(tmp_path):
+    from mmpretrain.models import TimmClassifier
+
+    path = tmp_path / 'timm.pth'
+    state_dict = TimmClassifier('resnet10t', num_classes=3).state_dict()
+    torch.save(state_dict, path)
+    model = TimmClassifier('resnet10t', num_classes=4)
+    with pytest.raises(RuntimeError, match='2 of another shape.*fc.weight'):
+        load_weights(model, path)
+    load_weights(model, path, ignore=[r'^(model\.)?fc\.'])
+
+
 def test_named_keys_may_be_left_out(tmp_path):
     weights = dict(net(classes=9).state_dict())
     head = {key: weights.pop(key) for key in ('2.weight', '2.bias')}
