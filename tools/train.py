@@ -74,11 +74,13 @@ def set_dataloader_defaults(cfg: Config) -> None:
 
 
 def use_mixed_precision(cfg: Config) -> None:
+    # A discriminator, where there is one, runs in float32.
+    wrapper = cfg.optim_wrapper.get('student', cfg.optim_wrapper)
     if get_device() == 'cpu':
-        cfg.optim_wrapper.type = 'mmcakd.BF16OptimWrapper'
+        wrapper.type = 'mmcakd.BF16OptimWrapper'
     else:
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
 
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> None:

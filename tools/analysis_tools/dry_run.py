@@ -330,7 +330,8 @@ def losses_table(run: DryRun) -> Table:
 def cost_table(run: DryRun) -> Table:
     """FLOPs an image and memory of a batch, both in float32."""
     batch = run.cfg.get('train_dataloader', {}).get('batch_size', 1)
-    optimizer = run.cfg.get('optim_wrapper', {}).get('optimizer', {})
+    wrapper = run.cfg.get('optim_wrapper', {})
+    optimizer = wrapper.get('student', wrapper).get('optimizer', {})
     states = OPTIMIZER_STATES.get(optimizer.get('type'), 2)
     if optimizer.get('type') == 'SGD':
         states = int(bool(optimizer.get('momentum')))

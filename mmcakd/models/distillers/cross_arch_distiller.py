@@ -351,7 +351,8 @@ class CrossArchDistiller(ConfigurableDistiller):
             prepare(name, inputs)
             with _explain(f'connector {name!r}', inputs):
                 self._outputs[name] = self.connectors[name](**inputs)
-        for name, mapping in self.loss_forward_mappings.items():
+        # By name, for the same reason as in `build_connectors`.
+        for name, mapping in sorted(self.loss_forward_mappings.items()):
             loss = self.distill_losses[name]
             # Others may need more from a batch than an example has, such as
             # the sample indices of MMRazor's CRDLoss.
