@@ -77,9 +77,20 @@ def test_every_relative_link_leads_somewhere():
             )
 
 
+def test_the_readmes_pair_and_method_make_a_run(tmp_path):
+    code, _ = blocks(ROOT / 'README.md', 'python')
+    path = tmp_path / 'run.py'
+    path.write_text(code)
+    cfg = Config.fromfile(path)
+    assert cfg.model.type == 'mmcakd.CrossArchDistill'
+    loss = cfg.model.distiller.distill_losses.loss_kd
+    assert loss.type == 'mmcakd.DKDLoss'
+    assert cfg.train_dataloader.dataset.type == 'CIFAR100'
+
+
 def test_the_readmes_own_pair_trains(tmp_path, monkeypatch):
     """The config in the README is complete, and one step of it runs."""
-    (code,) = blocks(ROOT / 'README.md', 'python')
+    _, code = blocks(ROOT / 'README.md', 'python')
     teacher = tmp_path / 'configs' / 'my_teacher.py'
     teacher.parent.mkdir()
     teacher.write_text(

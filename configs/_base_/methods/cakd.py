@@ -11,7 +11,7 @@ distiller = dict(
             # Ours: the paper writes the saturating form, whose gradient
             # vanishes where the discriminator wins, and gives no weight.
             saturating=False,
-            loss_weight=0.1,
+            loss_weight=1.0,
         )
     ),
     loss_forward_mappings=dict(

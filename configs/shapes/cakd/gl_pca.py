@@ -3,4 +3,10 @@ _base_ = [
     '../../_base_/methods/cakd_gl_pca.py',
 ]
 
+# Ours: the gradient in the student is of the order of the label loss's.
+_base_.distiller.distill_losses.loss_glp.loss_weight = 2.0
+_base_.distiller.distill_losses.loss_pca.update(
+    attn_weight=4.0, gram_weight=0.1
+)
+
 model = dict(distiller=_base_.distiller)
