@@ -1,12 +1,12 @@
 """The regressor of FitNets."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from mmcakd.registry import MODELS
 
 from .base import BaseConnector
+from .utils import check_map, resize_map
 
 Grid = tuple[int, int]
 
@@ -63,11 +63,7 @@ class FitNetConnector(BaseConnector):
         if self.conv is not None:
             return
         feature = inputs['feature']
-        if feature.ndim != 4:
-            raise ValueError(
-                'the input `feature` must be a map (N, C, H, W), got shape '
-                f'{tuple(feature.shape)}'
-            )
+        check_map(feature, 'feature')
         self.in_channels = self.in_channels or feature.shape[1]
         if like is not None:
             self.out_channels = self.out_channels or like.shape[1]
@@ -104,10 +100,4 @@ class FitNetConnector(BaseConnector):
                 f'this connector was built for maps (N, {self.in_channels}, '
                 f'H, W), but got {tuple(feature.shape)}'
             )
-        smaller = tuple(map(min, feature.shape[2:], self.grid))
-        if smaller != feature.shape[2:]:
-            feature = F.adaptive_avg_pool2d(feature, smaller)
-        feature = self.conv(feature)
-        if smaller != self.grid:
-            feature = F.interpolate(feature, self.grid, mode='bilinear')
-        return feature
+        return self.conv(resize_map(feature, self.grid))

@@ -5,7 +5,7 @@ from torch import nn
 
 from mmcakd.registry import MODELS
 
-from .utils import check_same_shape, full_precision
+from .utils import check_same_classes, full_precision
 
 #: Added to the product of two norms, as in the paper's code: correlations of
 #: columns that are next to zero everywhere count for less.
@@ -108,13 +108,7 @@ class DISTLoss(nn.Module):
         self, student: torch.Tensor, teacher: torch.Tensor
     ) -> torch.Tensor:
         """Compare logits ``(N, C)`` with logits ``(N, C)``."""
-        check_same_shape(
-            student,
-            teacher,
-            'logits',
-            'teacher and student must be trained for the same classes in the '
-            'same order (set `num_classes` of their heads)',
-        )
+        check_same_classes(student, teacher)
         with torch.autocast(student.device.type, enabled=False):
             loss = dist_loss(
                 student, teacher.detach(), self.beta, self.gamma, self.tau

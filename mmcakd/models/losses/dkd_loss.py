@@ -6,7 +6,7 @@ from torch import nn
 
 from mmcakd.registry import MODELS
 
-from .utils import check_same_shape, full_precision
+from .utils import check_same_classes, full_precision
 
 
 def dkd_loss(
@@ -111,13 +111,7 @@ class DKDLoss(nn.Module):
             label (Tensor): Class indices ``(N,)``, or scores ``(N, C)`` as
                 mixed by MixUp and CutMix, of which the largest is the target.
         """
-        check_same_shape(
-            student,
-            teacher,
-            'logits',
-            'teacher and student must be trained for the same classes in the '
-            'same order (set `num_classes` of their heads)',
-        )
+        check_same_classes(student, teacher)
         if student.shape[1] < 2:
             raise ValueError('there are no other classes than the target')
         if label.shape not in (student.shape, student.shape[:1]):

@@ -8,7 +8,7 @@ from torch import nn
 
 from mmcakd.registry import MODELS
 
-from .utils import check_same_shape, full_precision
+from .utils import check_same_classes, full_precision
 
 
 def enhanced_targets(
@@ -132,13 +132,7 @@ class OFALoss(nn.Module):
                 'logits; give one for each, or a single one for all'
             )
         for logits in student:
-            check_same_shape(
-                logits,
-                teacher,
-                'logits',
-                'teacher and student must be trained for the same classes in '
-                'the same order (set `num_classes` of their heads)',
-            )
+            check_same_classes(logits, teacher)
         if label.shape not in (teacher.shape, teacher.shape[:1]):
             raise ValueError(
                 f'labels {tuple(label.shape)} should be {len(teacher)} class '

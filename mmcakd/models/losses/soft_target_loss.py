@@ -6,7 +6,7 @@ from torch import nn
 
 from mmcakd.registry import MODELS
 
-from .utils import check_same_shape, full_precision
+from .utils import check_same_classes, full_precision
 
 
 def soft_target_loss(
@@ -73,13 +73,7 @@ class SoftTargetLoss(nn.Module):
         self, student: torch.Tensor, teacher: torch.Tensor
     ) -> torch.Tensor:
         """Compare logits ``(N, C)`` with logits ``(N, C)``."""
-        check_same_shape(
-            student,
-            teacher,
-            'logits',
-            'teacher and student must be trained for the same classes in the '
-            'same order (set `num_classes` of their heads)',
-        )
+        check_same_classes(student, teacher)
         with torch.autocast(student.device.type, enabled=False):
             loss = soft_target_loss(
                 student, teacher.detach(), self.tau, self.mode

@@ -21,3 +21,18 @@ def check_same_shape(
             f'{what} differ in shape: student {tuple(student.shape)}, teacher '
             f'{tuple(teacher.shape)}; {cure}'
         )
+
+
+def check_same_classes(student: torch.Tensor, teacher: torch.Tensor) -> None:
+    """Check that logits ``(N, C)`` are of the same images and classes.
+
+    Raises:
+        ValueError: Their shapes differ.
+    """
+    check_same_shape(
+        student,
+        teacher,
+        'logits',
+        'teacher and student must be trained for the same classes in the same '
+        'order (set `num_classes` of their heads)',
+    )

@@ -1,0 +1,14 @@
+_base_ = [
+    '../_base_/pairs/swin-l_efficientnet-b0_in1k.py',
+    '../_base_/methods/cakd.py',
+    '../_base_/methods/cakd_training.py',
+]
+
+model = dict(distiller=_base_.distiller, **_base_.multi_view)
+
+optim_wrapper = dict(
+    _delete_=True,
+    constructor='mmcakd.AdversarialOptimWrapperConstructor',
+    student=_base_.optim_wrapper,
+    discriminator=_base_.discriminator_optim,
+)
