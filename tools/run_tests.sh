@@ -5,4 +5,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$REPO"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-"$PYTHON" -m pytest "$@"
+# A process for each core, each with one thread.
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n auto --dist loadfile "$@"

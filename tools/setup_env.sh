@@ -74,7 +74,7 @@ setup_env_complete() {
     "$PYTHON" - <<'PY'
 import sys
 from importlib.util import find_spec
-needed = 'torch torchvision mmcv mmengine mmpretrain mmrazor timm pytest mmcakd'
+needed = 'torch torchvision mmcv mmengine mmpretrain mmrazor timm pytest xdist mmcakd'
 sys.exit(not all(find_spec(name) for name in needed.split()))
 PY
 }
