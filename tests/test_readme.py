@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -50,22 +51,26 @@ def test_every_command_names_files_that_exist(words):
             assert (ROOT / word).exists(), f'{word} of {shlex.join(words)}'
 
 
+@cache
+def usage(tool: str) -> str:
+    return subprocess.run(
+        [sys.executable, tool, '--help'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
 @pytest.mark.parametrize(
     'words',
     [words for words in commands() if words[0] == 'python'],
     ids=' '.join,
 )
 def test_every_python_command_has_only_known_options(words):
-    usage = subprocess.run(
-        [sys.executable, words[1], '--help'],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
     for word in words[2:]:
         if word.startswith('--'):
-            assert word in usage, f'{words[1]} has no option {word}'
+            assert word in usage(words[1]), f'{words[1]} has no option {word}'
 
 
 def test_every_relative_link_leads_somewhere():
