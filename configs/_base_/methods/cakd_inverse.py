@@ -35,7 +35,7 @@ distiller = dict(
     ),
     distill_losses=dict(
         loss_iglp=dict(type='mmcakd.MSELoss', loss_weight=1.0),
-        loss_ipca=dict(type='mmcakd.PCALoss', loss_weight=1.0),
+        loss_ipca=dict(type='mmcakd.PCALoss', gram_weight=0.1),
         # About 80 epochs of ImageNet in batches of 1024 images.
         loss_router=dict(
             type='mmcakd.RouterLoss', anneal_iters=100_000, loss_weight=1.0
