@@ -269,4 +269,5 @@ def test_what_cannot_be_done_is_said(run, arguments, message):
 
 def test_equal_names_are_told_apart_by_their_folders(tool):
     names = tool.run_names(['cifar/kd.py', 'in1k/kd.py', 'in1k/ofa.py'])
-    assert names == ['cifar_kd', 'in1k_kd', 'ofa']
+    assert names == ['cifar_kd', 'in1k_kd', 'in1k_ofa']
+    assert tool.run_names(['cifar/kd.py', 'in1k/ofa.py']) == ['kd', 'ofa']

@@ -105,14 +105,15 @@ def parse_args() -> argparse.Namespace:
 
 
 def run_names(configs: list[str]) -> list[str]:
-    """Name configs by their files, and their folders where these agree."""
-    stems = [Path(config).name.removesuffix('.py') for config in configs]
-    names = [
-        stem
-        if stems.count(stem) == 1
-        else f'{Path(config).resolve().parent.name}_{stem}'
-        for stem, config in zip(stems, configs, strict=True)
-    ]
+    """Name configs by their files, with their folders where these agree."""
+    paths = [Path(config).resolve() for config in configs]
+    names = [path.name.removesuffix('.py') for path in paths]
+    if len(set(names)) < len(names):
+        # All of them, so that a run keeps its name in other company.
+        names = [
+            f'{path.parent.name}_{name}'
+            for path, name in zip(paths, names, strict=True)
+        ]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise ValueError(
