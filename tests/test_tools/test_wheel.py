@@ -56,6 +56,7 @@ def test_wheel_carries_configs_and_tools_where_openmmlab_looks(installed):
         'configs/scalekd/metafile.yml',
         'configs/baselines/metafile.yml',
         'configs/ofakd/metafile.yml',
+        'configs/cakd/metafile.yml',
         'configs/quickstart/scalekd.py',
         'tools/train.py',
         'tools/dist_train.sh',

@@ -216,11 +216,13 @@ def describe_stages(recorder: StageOutputsRecorder) -> list:
     ]
 
 
-def shape(feature: torch.Tensor | StageTokens) -> str:
+def shape(feature: torch.Tensor | tuple) -> str:
     """Shape of one sample: ``C x H x W``, and how many tokens beside."""
     if isinstance(feature, StageTokens):
         extra = feature.extra.shape[1]
         return shape(feature.map) + (f' + {extra}' if extra else '')
+    if isinstance(feature, tuple):
+        return f'({", ".join(map(shape, feature))})'
     return ' x '.join(map(str, feature.shape[1:]))
 
 
