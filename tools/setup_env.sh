@@ -66,7 +66,8 @@ setup_env_stamp() {
     {
         echo "$REPO"
         "$PYTHON" --version
-        cat "$REPO"/requirements/*.txt "$REPO/setup.py" "$REPO/pyproject.toml"
+        cat "$REPO"/requirements/{constraints,lite,optional,runtime,tests}.txt \
+            "$REPO/setup.py" "$REPO/pyproject.toml"
     } | "$PYTHON" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'
 }
 
@@ -79,13 +80,19 @@ sys.exit(not all(find_spec(name) for name in needed.split()))
 PY
 }
 
+setup_env_has_full_mmcv() {
+    "$PYTHON" -c 'from importlib.metadata import version; version("mmcv")' 2>/dev/null
+}
+
 setup_env_install() {
     local pip=("$PYTHON" -m pip --disable-pip-version-check --no-input install --quiet --quiet)
     local pins=(-c "$REPO/requirements/constraints.txt")
+    local files=(-r "$REPO"/requirements/runtime.txt -r "$REPO"/requirements/optional.txt -r "$REPO"/requirements/tests.txt)
+    # mmcv-lite would overwrite files of the full mmcv, which setup_downstream.sh installs.
+    setup_env_has_full_mmcv || files+=(-r "$REPO"/requirements/lite.txt)
     # torch alone and first: what else asks for torch must find the pinned one.
     "${pip[@]}" "${pins[@]}" torch setuptools &&
-        "${pip[@]}" "${pins[@]}" -r "$REPO/requirements/runtime.txt" -r "$REPO/requirements/lite.txt" \
-            -r "$REPO/requirements/optional.txt" -r "$REPO/requirements/tests.txt" &&
+        "${pip[@]}" "${pins[@]}" "${files[@]}" &&
         "${pip[@]}" --no-deps --no-build-isolation --editable "$REPO"
 }
 

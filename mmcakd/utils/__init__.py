@@ -10,6 +10,7 @@ from .experiments import (
 from .export import (
     export_student,
     find_checkpoint,
+    recorded_config,
     student_config,
     student_state_dict,
 )
@@ -20,6 +21,7 @@ __all__ = [
     'draw_curves',
     'export_student',
     'find_checkpoint',
+    'recorded_config',
     'markdown_table',
     'mean_gain',
     'mean_std',

@@ -8,10 +8,14 @@ import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from mmcakd.version import __version__
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Curve = Mapping[int, float]
 
@@ -86,6 +90,30 @@ def markdown_table(
     return [lines[0], '|' + '---|' * len(header), *lines[1:]]
 
 
+def draw_band(
+    axes: 'Axes', curves: Sequence[Mapping[float, float]], label: str
+) -> None:
+    """Draw the mean of some curves within a band of their least and most.
+
+    Args:
+        axes (Axes): Of Matplotlib.
+        curves (Sequence[Mapping[float, float]]): One for each seed. The
+            places that all of them have are drawn.
+        label (str): For the legend.
+    """
+    places = sorted(set.intersection(*map(set, curves)))
+    points = [[curve[place] for curve in curves] for place in places]
+    means = list(map(statistics.mean, points))
+    (line,) = axes.plot(places, means, marker='.', label=label)
+    axes.fill_between(
+        places,
+        list(map(min, points)),
+        list(map(max, points)),
+        color=line.get_color(),
+        alpha=0.15,
+    )
+
+
 def draw_curves(
     curves: Mapping[str, Sequence[Curve]],
     out: str | Path,
@@ -106,19 +134,8 @@ def draw_curves(
     figure = Figure(figsize=(7, 4.5))
     axes = figure.subplots()
     for label, seeds in curves.items():
-        if not seeds:
-            continue
-        epochs = sorted(set.intersection(*map(set, seeds)))
-        points = [[curve[epoch] for curve in seeds] for epoch in epochs]
-        means = list(map(statistics.mean, points))
-        (line,) = axes.plot(epochs, means, marker='.', label=label)
-        axes.fill_between(
-            epochs,
-            list(map(min, points)),
-            list(map(max, points)),
-            color=line.get_color(),
-            alpha=0.15,
-        )
+        if seeds:
+            draw_band(axes, seeds, label)
     for label, level in (levels or {}).items():
         axes.axhline(level, color='grey', linestyle='--', label=label)
     axes.set(xlabel='epoch', ylabel='top-1 on held-out images, %', title=title)

@@ -65,6 +65,27 @@ def find_checkpoint(work_dir: str | Path, which: str = 'last') -> Path:
     raise FileNotFoundError(f'{work_dir} holds no {which} checkpoint: {cure}')
 
 
+def recorded_config(checkpoint: dict, source: str | Path) -> Config:
+    """Read the config that a run wrote into its checkpoint.
+
+    Args:
+        checkpoint (dict): The checkpoint.
+        source (str | Path): Its file, for the message.
+
+    Returns:
+        Config: The config of the run.
+
+    Raises:
+        ValueError: The checkpoint has none.
+    """
+    if 'cfg' not in checkpoint['meta']:
+        raise ValueError(
+            f'{source} does not say how its model was configured: give the '
+            'config of the run'
+        )
+    return Config.fromstring(checkpoint['meta']['cfg'], file_format='.py')
+
+
 def student_state_dict(
     checkpoint: dict, ema: bool | None = None
 ) -> 'OrderedDict[str, torch.Tensor]':
@@ -236,12 +257,7 @@ def export_student(
     checkpoint = read_checkpoint(source)
     meta = checkpoint['meta']
     if cfg is None:
-        if 'cfg' not in meta:
-            raise ValueError(
-                f'{source} does not say how its model was '
-                'configured: give the config of the run'
-            )
-        cfg = Config.fromstring(meta['cfg'], file_format='.py')
+        cfg = recorded_config(checkpoint, source)
     plain = student_config(cfg)
 
     kept = ('dataset_meta', 'epoch', 'iter', 'seed', 'mmengine_version')

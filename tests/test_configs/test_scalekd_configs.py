@@ -7,13 +7,11 @@ from functools import cache
 from pathlib import Path
 
 import mmcakd  # noqa: F401  isort: skip  (makes torchvision importable)
-import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from PIL import Image
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'scalekd'
 
@@ -246,23 +244,6 @@ def test_student_of_the_bce_recipe_sums_over_classes():
 # ----------------------------------------------------------- one real step
 
 
-@pytest.fixture(scope='module')
-def imagenet(tmp_path_factory) -> Path:
-    """Two images in ImageNet's layout."""
-    root = tmp_path_factory.mktemp('imagenet')
-    rng = np.random.default_rng(0)
-    lines = []
-    for label, wnid in enumerate(('n01440764', 'n01443537')):
-        folder = root / 'train' / wnid
-        folder.mkdir(parents=True)
-        pixels = rng.integers(0, 256, (375, 500, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f'{wnid}_0.JPEG')
-        lines.append(f'{wnid}/{wnid}_0.JPEG {label}')
-    (root / 'meta').mkdir()
-    (root / 'meta' / 'train.txt').write_text('\n'.join(lines))
-    return root
-
-
 class OneStep(Hook):
     """Keep the logged losses and stop after the first epoch, of one step."""
 
@@ -299,9 +280,9 @@ def run_one_step(name: str, data_root: Path, work_dir: Path):
 @pytest.mark.parametrize(
     'name', [name for name in PAIRS if not name.endswith('_600e')]
 )
-def test_one_training_step_at_real_shapes(name, imagenet, tmp_path):
+def test_one_training_step_at_real_shapes(name, imagenet_root, tmp_path):
     expected = PAIRS[name]
-    runner, losses, before = run_one_step(name, imagenet, tmp_path)
+    runner, losses, before = run_one_step(name, imagenet_root, tmp_path)
     model = runner.model
 
     assert all(

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-import mmcakd  # noqa: F401
+from mmcakd.models.losses.router_loss import share_of_pairs
 from mmcakd.models.teachers import read_state_dict
 
 
@@ -33,7 +33,7 @@ def read_routers(path: str) -> dict[str, torch.Tensor]:
     """
     state_dict = read_state_dict(path)
     routers = {
-        key.split('.')[-2]: routes.float().flatten().softmax(0).view_as(routes)
+        key.split('.')[-2]: share_of_pairs(routes.float())
         for key, routes in state_dict.items()
         if key.startswith('distiller.') and key.endswith('.routes')
     }

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import mmcakd  # noqa: F401
 from mmcakd.models.algorithms import CrossArchDistill
+from mmcakd.models.algorithms.cross_arch_distill import make_samples
 from mmcakd.models.recorders import StageOutputsRecorder
 from mmcakd.models.stages import StageTokens
 from mmcakd.registry import MODELS
@@ -117,7 +118,7 @@ class DryRun:
         with torch.no_grad():
             logits = model.student.eval()(inputs, mode='tensor')
         self._note_classes('student')(None, None, logits)
-        samples = blank_samples(self.classes['student'])
+        samples = make_samples(BATCH, self.classes['student'])
         for recorders in self.recorders.values():
             for recorder in recorders:
                 recorder.stages_to_keep = {0, 1, 2, 3}
@@ -195,18 +196,6 @@ def build_model(cfg: Config, load_teacher: bool) -> CrossArchDistill:
             'mmcakd.CrossArchDistill only'
         )
     return model
-
-
-def blank_samples(classes: int) -> list:
-    from mmpretrain.structures import DataSample
-
-    score = torch.eye(classes)[0]
-    return [
-        DataSample(metainfo=dict(sample_idx=index))
-        .set_gt_label(0)
-        .set_gt_score(score)
-        for index in range(BATCH)
-    ]
 
 
 def describe_stages(recorder: StageOutputsRecorder) -> list:

@@ -10,7 +10,6 @@ images. Writes results.csv, report.md and curves.png.
 
 import argparse
 import csv
-import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,12 +26,14 @@ from mmcakd.evaluation import add_noise, occlude
 from mmcakd.models.teachers import build_model, read_checkpoint
 from mmcakd.utils import (
     find_checkpoint,
+    recorded_config,
     student_config,
     student_state_dict,
 )
 from mmcakd.utils.experiments import (
     describe_commit,
     describe_machine,
+    draw_band,
     markdown_table,
     mean_std,
 )
@@ -110,11 +111,7 @@ def corrupted(data: dict, kind: str, severity: float, seed: int) -> dict:
 def load(checkpoint: Path) -> tuple[torch.nn.Module, Config]:
     """Build the student of a run with its weights."""
     content = read_checkpoint(checkpoint)
-    if 'cfg' not in content['meta']:
-        raise ValueError(f'{checkpoint} does not tell the config of its run')
-    cfg = student_config(
-        Config.fromstring(content['meta']['cfg'], file_format='.py')
-    )
+    cfg = student_config(recorded_config(content, checkpoint))
     imports = cfg.get('custom_imports')
     if imports:
         import_modules_from_strings(**imports)
@@ -187,27 +184,13 @@ def draw(groups: list[Group], args: argparse.Namespace) -> None:
     figure = Figure(figsize=(4.5 * len(kinds), 3.6))
     axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)
     for axis, kind in zip(axes[0], kinds, strict=True):
-        steps = [0.0, *sorted(getattr(args, kind))]
+        places = [('clean', 0.0), *((kind, s) for s in getattr(args, kind))]
         for group in groups:
-            scores = [
-                group.top1[(kind, step) if step else ('clean', 0.0)]
-                for step in steps
+            curves = [
+                {place[1]: group.top1[place][run] for place in places}
+                for run in range(len(group.runs))
             ]
-            (line,) = axis.plot(
-                steps,
-                [statistics.mean(s) for s in scores],
-                marker='o',
-                markersize=3,
-                label=group.label,
-            )
-            axis.fill_between(
-                steps,
-                [min(s) for s in scores],
-                [max(s) for s in scores],
-                color=line.get_color(),
-                alpha=0.15,
-                linewidth=0,
-            )
+            draw_band(axis, curves, group.label)
         axis.set_xlabel(UNITS[kind])
         axis.grid(alpha=0.3)
     figure.axes[0].set_ylabel('top-1 in %')

@@ -1,27 +1,100 @@
-"""Render the shapes data set into ImageNet-style class folders.
+"""Render the shapes data set for classifiers, detectors or segmentors.
 
-    OUT/manifest.json
-    OUT/train/striped_star/000022.png
-    OUT/val/...
+    --layout imagenet (default)
+        OUT/train/striped_star/000022.png
+        OUT/val/...
+    --layout coco
+        OUT/train2017/000000000022.png
+        OUT/val2017/...
+        OUT/annotations/instances_train2017.json
+        OUT/annotations/instances_val2017.json
+    --layout ade20k
+        OUT/images/training/00000022.png
+        OUT/images/validation/...
+        OUT/annotations/training/00000022.png
+        OUT/annotations/validation/...
 
-Running it again reuses a complete set and puts back missing images. A folder
-that holds anything else is left alone.
+Each has an OUT/manifest.json. The images are the same in all of them. Running
+it again reuses a complete set and puts back missing files. A folder that holds
+anything else is left alone.
 """
 
 import argparse
+import colorsys
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw
 
-from mmcakd.datasets.rendered import CLASSES, RENDERER_VERSION, render_scene
+from mmcakd.datasets import (
+    CLASSES,
+    MIN_VISIBLE,
+    PIXEL_CLASSES,
+    Scene,
+    coco_annotations,
+    coco_file_name,
+    coco_instances,
+    decode_mask,
+    index_mask,
+    render_scene,
+)
+from mmcakd.datasets.rendered import RENDERER_VERSION
 
 Job = tuple[str, int]
+Caption = list[tuple[str, str | tuple[int, int, int]]]
+
+
+# --------------------------------------------------------------------- layouts
+# The files that a scene goes into, its image first.
+
+
+def imagenet_files(split: str, index: int) -> list[str]:
+    return [f'{split}/{CLASSES[index % len(CLASSES)]}/{index:06d}.png']
+
+
+def coco_files(split: str, index: int) -> list[str]:
+    return [
+        f'{split}2017/{coco_file_name(index)}',
+        f'annotations/instances_{split}2017.json',
+    ]
+
+
+def ade20k_files(split: str, index: int) -> list[str]:
+    folder = {'train': 'training', 'val': 'validation'}[split]
+    return [
+        f'{kind}/{folder}/{index:08d}.png' for kind in ('images', 'annotations')
+    ]
+
+
+LAYOUTS = dict(imagenet=imagenet_files, coco=coco_files, ade20k=ade20k_files)
+
+
+def describe(args: argparse.Namespace) -> dict:
+    """What the manifest says of a set."""
+    manifest = {
+        'renderer_version': RENDERER_VERSION,
+        'num_train': args.num_train,
+        'num_val': args.num_val,
+        'seed': args.seed,
+        'size': args.size,
+        'classes': list(CLASSES),
+    }
+    # The manifest of an ImageNet layout does not name it: older ones do not.
+    if args.layout == 'coco':
+        manifest |= {'layout': 'coco', 'min_visible': MIN_VISIBLE}
+    elif args.layout == 'ade20k':
+        manifest |= {'layout': 'ade20k', 'classes': list(PIXEL_CLASSES)}
+    return manifest
+
+
+# --------------------------------------------------------------------- writing
 
 
 def positive(text: str) -> int:

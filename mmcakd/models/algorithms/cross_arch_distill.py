@@ -221,8 +221,6 @@ class CrossArchDistill(SingleTeacherDistill):
 
     def _run_example(self) -> list:
         """Run both models on two blank images, as in a training step."""
-        from mmpretrain.structures import DataSample
-
         inputs = torch.zeros(2, 3, *self.input_size)
         was_training = self.student.training
         self.student.eval()
@@ -247,12 +245,7 @@ class CrossArchDistill(SingleTeacherDistill):
                 ) from error
         self.student.train(was_training)
         logits = output if isinstance(output, torch.Tensor) else output[-1]
-        return [
-            DataSample(metainfo=dict(sample_idx=index))
-            .set_gt_label(0)
-            .set_gt_score(torch.eye(logits.shape[1])[0])
-            for index in range(len(inputs))
-        ]
+        return make_samples(len(inputs), logits.shape[1])
 
     def train(self, mode: bool = True) -> 'CrossArchDistill':
         """Switch student and distiller; the teacher keeps its mode."""
@@ -354,6 +347,19 @@ def _build_student(
             'give the config of the student a data_preprocessor instead'
         )
     return student, cfg
+
+
+def make_samples(count: int, num_classes: int) -> list:
+    """Make data samples of the first class, with every kind of label."""
+    from mmpretrain.structures import DataSample
+
+    score = torch.eye(num_classes)[0]
+    return [
+        DataSample(metainfo=dict(sample_idx=index))
+        .set_gt_label(0)
+        .set_gt_score(score)
+        for index in range(count)
+    ]
 
 
 def _native_size(model: nn.Module) -> Size | None:

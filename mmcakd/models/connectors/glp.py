@@ -8,17 +8,14 @@ from torch import nn
 
 from mmcakd.registry import MODELS
 
-from .base import BaseConnector
-from .utils import check_map, resize_map
-
-Grid = tuple[int, int]
+from .grid_projector import Grid, GridProjector
 
 #: Side of a tile.
 TILE = 4
 
 
 @MODELS.register_module()
-class GLPConnector(BaseConnector):
+class GLPConnector(GridProjector):
     """Group-wise linear projector: from a map to the teacher's tokens.
 
     The student's map is brought to the teacher's grid. There each tile of 4x4
@@ -96,33 +93,8 @@ class GLPConnector(BaseConnector):
         grid: Grid | None = None,
         init_cfg: dict | None = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__(in_channels, out_channels, grid, init_cfg)
         self.dropout = nn.Dropout(dropout)
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.grid = grid and tuple(grid)
-        self.weight: nn.Parameter | None = None
-        if None not in (in_channels, out_channels, grid):
-            self._build()
-
-    def prepare(
-        self, inputs: dict[str, torch.Tensor], like: torch.Tensor | None
-    ) -> None:
-        """Read the sizes that the config left open, and build."""
-        if self.weight is not None:
-            return
-        check_map(inputs['feature'], 'feature')
-        self.in_channels = self.in_channels or inputs['feature'].shape[1]
-        if like is not None:
-            check_map(like, 'shape_like')
-            self.out_channels = self.out_channels or like.shape[1]
-            self.grid = self.grid or tuple(like.shape[2:])
-        if None in (self.out_channels, self.grid):
-            raise ValueError(
-                'the output has no size yet: name a record of the teacher in '
-                '`shape_like`, or set `out_channels` and `grid`'
-            )
-        self._build()
 
     def _build(self) -> None:
         self.tiles = tuple(math.ceil(side / TILE) for side in self.grid)
@@ -145,19 +117,8 @@ class GLPConnector(BaseConnector):
         Returns:
             Tensor: Tokens ``(N, H * W, out_channels)``, row by row.
         """
-        if self.weight is None:
-            raise ValueError(
-                'this projector has no sizes yet: set in_channels, '
-                'out_channels and grid, or let a CrossArchDistill prepare it'
-            )
-        check_map(feature, 'feature')
-        if feature.shape[1] != self.in_channels:
-            raise ValueError(
-                f'this projector was built for maps of {self.in_channels} '
-                f'channels, but got {tuple(feature.shape)} (N, C, H, W)'
-            )
+        feature = self.bring_to_grid(feature)
         height, width = self.grid
-        feature = resize_map(feature, self.grid)
         feature = F.pad(feature, (0, -width % TILE, 0, -height % TILE))
         tiles = feature.unflatten(3, (-1, TILE)).unflatten(2, (-1, TILE))
         # (N, C, rows, 4, columns, 4) -> (rows * columns, N * 16, C)

@@ -16,6 +16,7 @@ from mmcakd.registry import MODELS
 
 from ..stages import StageTokens
 from .base import BaseConnector
+from .utils import check_stage_numbers, check_stages
 
 Stage = torch.Tensor | StageTokens
 
@@ -224,11 +225,7 @@ class OFAHeadConnector(BaseConnector):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        self.stages = tuple(stages)
-        if not self.stages or not set(self.stages) <= {1, 2, 3, 4}:
-            raise ValueError(
-                f'stages should be some of 1, 2, 3 and 4, got {stages}'
-            )
+        self.stages = check_stage_numbers(stages, 'stages')
         self.num_heads = num_heads
         self.final_grid = final_grid
         self.embed_dims = embed_dims
@@ -249,12 +246,7 @@ class OFAHeadConnector(BaseConnector):
         if hasattr(self, 'heads'):
             return
         stages, like = inputs['stages'], like or {}
-        if isinstance(stages, torch.Tensor) or len(stages) != 4:
-            raise ValueError(
-                'the input `stages` should be the four stages of the '
-                "student: dict(recorder='stages', from_student=True) with a "
-                'recorder of type mmcakd.StageOutputs, without data_idx'
-            )
+        check_stages(stages, 'stages')
         if self.num_classes is None:
             if 'logits' not in like:
                 raise ValueError(

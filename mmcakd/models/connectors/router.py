@@ -9,7 +9,7 @@ from torch import nn
 from mmcakd.registry import MODELS
 
 from .base import BaseConnector
-from .utils import check_map
+from .utils import check_map, check_stage_numbers, check_stages
 
 
 @MODELS.register_module()
@@ -77,15 +77,12 @@ class RouterConnector(BaseConnector):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        for name, stages in dict(
-            teacher_stages=teacher_stages, student_stages=student_stages
-        ).items():
-            if not stages or not set(stages) <= {1, 2, 3, 4}:
-                raise ValueError(
-                    f'{name} should be some of 1, 2, 3 and 4, got {stages}'
-                )
-        self.teacher_stages = tuple(teacher_stages)
-        self.student_stages = tuple(student_stages)
+        self.teacher_stages = check_stage_numbers(
+            teacher_stages, 'teacher_stages'
+        )
+        self.student_stages = check_stage_numbers(
+            student_stages, 'student_stages'
+        )
         self.projector = projector or dict(type='mmcakd.FitNetConnector')
         self.projectors = nn.ModuleList()
 
@@ -143,12 +140,7 @@ class RouterConnector(BaseConnector):
             teacher=(teacher, self.teacher_stages),
         )
         for name, (maps, _) in sides.items():
-            if isinstance(maps, torch.Tensor) or len(maps) != 4:
-                raise ValueError(
-                    f'the input `{name}` should be the four stages: '
-                    "dict(recorder='stages', ...) with a recorder of type "
-                    'mmcakd.StageOutputs, without data_idx'
-                )
+            check_stages(maps, name)
             for feature in maps:
                 check_map(feature, name)
         return tuple(

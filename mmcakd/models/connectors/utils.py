@@ -1,5 +1,8 @@
 """What the connectors share."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -16,6 +19,33 @@ def check_map(feature: torch.Tensor, name: str) -> None:
             f'the input `{name}` must be a map (N, C, H, W), got '
             f'{type(feature).__name__ if got is None else tuple(got)}'
         )
+
+
+def check_stages(stages: Any, name: str) -> None:
+    """Check that an input is the four stages of a model.
+
+    Raises:
+        ValueError: It is something else. The message names the input.
+    """
+    if isinstance(stages, torch.Tensor) or len(stages) != 4:
+        raise ValueError(
+            f'the input `{name}` should be the four stages of a model: '
+            "dict(recorder='stages', from_student=...) with a recorder of "
+            'type mmcakd.StageOutputs, without data_idx'
+        )
+
+
+def check_stage_numbers(numbers: Sequence[int], name: str) -> tuple[int, ...]:
+    """Check a choice of stages.
+
+    Raises:
+        ValueError: There is none, or one that is not 1 to 4.
+    """
+    if not numbers or not set(numbers) <= {1, 2, 3, 4}:
+        raise ValueError(
+            f'{name} should be some of 1, 2, 3 and 4, got {numbers}'
+        )
+    return tuple(numbers)
 
 
 def resize_map(feature: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:

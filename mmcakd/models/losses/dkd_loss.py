@@ -6,7 +6,7 @@ from torch import nn
 
 from mmcakd.registry import MODELS
 
-from .utils import check_same_classes, full_precision
+from .utils import check_same_classes, full_precision, target_classes
 
 
 def dkd_loss(
@@ -114,13 +114,7 @@ class DKDLoss(nn.Module):
         check_same_classes(student, teacher)
         if student.shape[1] < 2:
             raise ValueError('there are no other classes than the target')
-        if label.shape not in (student.shape, student.shape[:1]):
-            raise ValueError(
-                f'labels {tuple(label.shape)} do not fit logits '
-                f'{tuple(student.shape)}; they should be class indices (N,) '
-                'or scores (N, C)'
-            )
-        target = label.argmax(1) if label.ndim == 2 else label
+        target = target_classes(label, student)
         with torch.autocast(student.device.type, enabled=False):
             loss = dkd_loss(
                 student,

@@ -8,7 +8,7 @@ from torch import nn
 
 from mmcakd.registry import MODELS
 
-from .utils import check_same_classes, full_precision
+from .utils import check_same_classes, full_precision, target_classes
 
 
 def enhanced_targets(
@@ -35,9 +35,7 @@ def enhanced_targets(
     # The same as (1 + p) ** eps - 1, without losing a small p in the 1.
     target = torch.expm1(eps * torch.log1p(p))
     others = (eps * log_p).exp() if exponent_on == 'all' else p
-    if label.ndim == 2:
-        label = label.argmax(1)
-    is_target = F.one_hot(label, p.shape[1]).bool()
+    is_target = F.one_hot(target_classes(label, p), p.shape[1]).bool()
     return torch.where(is_target, target, others)
 
 
@@ -72,6 +70,9 @@ class OFALoss(nn.Module):
         exponent_on (str): ``'all'`` classes, or ``'target'`` for
             :math:`w_c = p_c`. Defaults to ``'all'``.
         loss_weight (float): Defaults to 1.
+        detach_teacher (bool): Whether to stop the gradient to the teacher's
+            logits, and so to the weights :math:`w`. False is for a teacher
+            that is trained itself, such as an assistant. Defaults to True.
 
     Raises:
         ValueError: Non-positive ``eps`` or ``tau``, an unknown
@@ -94,6 +95,7 @@ class OFALoss(nn.Module):
         tau: float = 1.0,
         exponent_on: str = 'all',
         loss_weight: float = 1.0,
+        detach_teacher: bool = True,
     ) -> None:
         super().__init__()
         exponents = [eps] if isinstance(eps, int | float) else list(eps)
@@ -109,6 +111,7 @@ class OFALoss(nn.Module):
         self.tau = tau
         self.exponent_on = exponent_on
         self.loss_weight = loss_weight
+        self.detach_teacher = detach_teacher
 
     def forward(
         self,
@@ -133,18 +136,18 @@ class OFALoss(nn.Module):
             )
         for logits in student:
             check_same_classes(logits, teacher)
-        if label.shape not in (teacher.shape, teacher.shape[:1]):
-            raise ValueError(
-                f'labels {tuple(label.shape)} should be {len(teacher)} class '
-                f'indices or scores of shape {tuple(teacher.shape)}; check '
-                '`num_classes` of data_preprocessor'
-            )
+        if self.detach_teacher:
+            teacher = teacher.detach()
         with torch.autocast(teacher.device.type, enabled=False):
+            # Once for each exponent, of which there is often only one.
+            targets = {
+                eps: enhanced_targets(
+                    teacher, label, eps, self.tau, self.exponent_on
+                )
+                for eps in set(exponents)
+            }
             losses = []
             for logits, eps in zip(student, exponents, strict=True):
-                targets = enhanced_targets(
-                    teacher.detach(), label, eps, self.tau, self.exponent_on
-                )
                 log_q = F.log_softmax(full_precision(logits) / self.tau, -1)
-                losses.append(-(targets * log_q).sum(-1).mean())
+                losses.append(-(targets[eps] * log_q).sum(-1).mean())
         return self.loss_weight * sum(losses)

@@ -16,6 +16,11 @@ from .utils import check_same_shape, full_precision
 Pairs = Sequence[Sequence[torch.Tensor]]
 
 
+def share_of_pairs(routes: torch.Tensor) -> torch.Tensor:
+    """Softmax over a whole matrix of teacher and student layers."""
+    return routes.flatten().softmax(0).view_as(routes)
+
+
 @MODELS.register_module()
 class RouterLoss(nn.Module):
     r"""Weigh the losses of all pairs of layers by a learned matrix.
@@ -104,7 +109,7 @@ class RouterLoss(nn.Module):
     @property
     def weights(self) -> torch.Tensor:
         """Share of each pair, ``(teacher layers, student layers)``."""
-        return self.routes.detach().flatten().softmax(0).view_as(self.routes)
+        return share_of_pairs(self.routes.detach())
 
     def forward(
         self, student: Pairs, teacher: Sequence[torch.Tensor]

@@ -23,6 +23,28 @@ def check_same_shape(
         )
 
 
+def target_classes(label: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Read the class of each image, of mixed labels the largest.
+
+    Args:
+        label (Tensor): Class indices ``(N,)``, or scores ``(N, C)``.
+        logits (Tensor): ``(N, C)``.
+
+    Returns:
+        Tensor: Class indices ``(N,)``.
+
+    Raises:
+        ValueError: The labels do not fit the logits.
+    """
+    if label.shape not in (logits.shape, logits.shape[:1]):
+        raise ValueError(
+            f'labels {tuple(label.shape)} do not fit logits '
+            f'{tuple(logits.shape)}; they should be class indices (N,) or '
+            'scores (N, C): check `num_classes` of data_preprocessor'
+        )
+    return label.argmax(1) if label.ndim == 2 else label
+
+
 def check_same_classes(student: torch.Tensor, teacher: torch.Tensor) -> None:
     """Check that logits ``(N, C)`` are of the same images and classes.
 

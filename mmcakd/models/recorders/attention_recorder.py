@@ -11,7 +11,7 @@ from mmpretrain.models.utils import (
     MultiheadAttention,
     ShiftWindowMSA,
 )
-from mmrazor.models.task_modules.recorder.base_recorder import BaseRecorder
+from mmrazor.models.task_modules.recorder import ModuleOutputsRecorder
 from torch import nn
 
 from mmcakd.registry import TASK_UTILS
@@ -145,7 +145,7 @@ class QKV(NamedTuple):
 
 
 @TASK_UTILS.register_module()
-class QKVRecorder(BaseRecorder):
+class QKVRecorder(ModuleOutputsRecorder):
     """Record queries, keys and values of a block as :class:`QKV`.
 
     In configs its type is ``mmcakd.QKV``. It knows the attention of
@@ -177,7 +177,6 @@ class QKVRecorder(BaseRecorder):
     def __init__(self, block: int = -1) -> None:
         super().__init__(source=f'attention of block {block}')
         self.block = block
-        self._recording = False
         self._grid: Grid | None = None
 
     def prepare_from_model(self, model: nn.Module | None = None) -> None:
@@ -228,7 +227,7 @@ class QKVRecorder(BaseRecorder):
     def _record(
         self, num_heads: int, extra_tokens: int, module, inputs, outputs
     ) -> None:
-        if not self._recording:
+        if not self.recording:
             return
         qkv = _split_heads(outputs, num_heads)
         height, width = self._grid
@@ -243,7 +242,7 @@ class QKVRecorder(BaseRecorder):
     def _record_beit(
         self, extra_tokens: int, attention, inputs, outputs
     ) -> None:
-        if not self._recording:
+        if not self.recording:
             return
         no_bias = torch.zeros_like(attention.v_bias)
         bias = torch.cat((attention.q_bias, no_bias, attention.v_bias))
@@ -253,7 +252,7 @@ class QKVRecorder(BaseRecorder):
     def _record_windows(
         self, attention: ShiftWindowMSA, module, inputs, outputs
     ) -> None:
-        if not self._recording:
+        if not self.recording:
             return
         size, shift = attention.window_size, attention.shift_size
         if min(self._grid) == size and not attention.pad_small_map:
@@ -265,14 +264,6 @@ class QKVRecorder(BaseRecorder):
             windows,
         )
         self._data_buffer.append(qkv.apply(windows.unfold) if windows else qkv)
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        self._recording = True
-
-    def __exit__(self, exc_type, exc_value, traceback) -> None:
-        super().__exit__(exc_type, exc_value, traceback)
-        self._recording = False
 
 
 def _split_heads(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from mmrazor.models.task_modules.recorder.base_recorder import BaseRecorder
+from mmrazor.models.task_modules.recorder import ModuleOutputsRecorder
 from torch import nn
 
 from mmcakd.registry import TASK_UTILS
@@ -23,7 +23,7 @@ Stage = torch.Tensor | StageTokens
 
 
 @TASK_UTILS.register_module()
-class StageOutputsRecorder(BaseRecorder):
+class StageOutputsRecorder(ModuleOutputsRecorder):
     """Record the four stages of a model as maps ``(N, C, H, W)``.
 
     In configs its type is ``mmcakd.StageOutputs``, and it needs no arguments:
@@ -78,7 +78,6 @@ class StageOutputsRecorder(BaseRecorder):
         #: Indices of the stages to keep; the distiller narrows it to those
         #: that are read, so that no other feature stays in memory.
         self.stages_to_keep = {0, 1, 2, 3}
-        self._recording = False
         self._grids: dict[int, list[tuple[int, int]]] = {}
 
     def prepare_from_model(self, model: nn.Module | None = None) -> None:
@@ -100,12 +99,12 @@ class StageOutputsRecorder(BaseRecorder):
                 )
 
     def _record(self, index: int, module, inputs, outputs: Any) -> None:
-        if self._recording and index in self.stages_to_keep:
+        if self.recording and index in self.stages_to_keep:
             feature = self.taps[index].pick(outputs)
             self._data_buffer[index].append(feature)
 
     def _record_grid(self, index: int, module, inputs, outputs: Any) -> None:
-        if self._recording:
+        if self.recording:
             self._grids[index].append(read_grid(inputs, outputs))
 
     def get_record_data(
@@ -134,14 +133,6 @@ class StageOutputsRecorder(BaseRecorder):
         """Forget what was recorded."""
         self._data_buffer = [[] for _ in range(4)]
         self._grids = {index: [] for index in range(4)}
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        self._recording = True
-
-    def __exit__(self, exc_type, exc_value, traceback) -> None:
-        super().__exit__(exc_type, exc_value, traceback)
-        self._recording = False
 
 
 def unknown_tap(path: str, modules: dict[str, nn.Module]) -> str:

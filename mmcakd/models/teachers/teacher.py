@@ -9,6 +9,7 @@ from mmengine.model import BaseModel
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .normalisation import is_rgb, read_normalisation
 from .tails import Tail, build_tail
 
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
@@ -126,8 +127,8 @@ class Teacher(nn.Module):
         own = self.model.data_preprocessor
         if not getattr(own, '_enable_normalize', False):
             return
-        self.flip_channels = _to_rgb(own) != _to_rgb(student_preprocessor)
-        mean, std = _normalisation(student_preprocessor, own)
+        self.flip_channels = is_rgb(own) != is_rgb(student_preprocessor)
+        mean, std = read_normalisation(student_preprocessor, own)
         if self.flip_channels:
             mean, std = mean.flip(0), std.flip(0)
         self.scale = std / own.std
@@ -182,20 +183,3 @@ class Teacher(nn.Module):
         See :func:`mmcakd.models.teachers.tails.build_tail`.
         """
         return build_tail(self.model, from_stage, to_stage, blocks)
-
-
-def _to_rgb(preprocessor: nn.Module) -> bool:
-    # MMPretrain's preprocessor names the switch; MMEngine's and MMDetection's
-    # keep it under another name.
-    return bool(
-        getattr(preprocessor, 'to_rgb', False)
-        or getattr(preprocessor, '_channel_conversion', False)
-    )
-
-
-def _normalisation(
-    preprocessor: nn.Module, like: nn.Module
-) -> tuple[torch.Tensor, torch.Tensor]:
-    if getattr(preprocessor, '_enable_normalize', False):
-        return preprocessor.mean, preprocessor.std
-    return torch.zeros_like(like.mean), torch.ones_like(like.std)

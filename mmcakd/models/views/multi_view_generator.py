@@ -8,7 +8,7 @@ from torch import nn
 
 from mmcakd.registry import MODELS
 
-from ..teachers.teacher import _to_rgb
+from ..teachers.normalisation import is_rgb, read_normalisation
 
 
 @MODELS.register_module()
@@ -121,10 +121,8 @@ class MultiViewGenerator(nn.Module):
             preprocessor (nn.Module): The preprocessor that makes them, from
                 images with values up to 255.
         """
-        mean, std = self.mean, self.std
-        if getattr(preprocessor, '_enable_normalize', False):
-            mean, std = preprocessor.mean, preprocessor.std
-        self._set_colours(mean, std, _to_rgb(preprocessor))
+        mean, std = read_normalisation(preprocessor, like=self)
+        self._set_colours(mean, std, is_rgb(preprocessor))
 
     def _set_colours(
         self, mean: torch.Tensor, std: torch.Tensor, is_rgb: bool
