@@ -1,3 +1,4 @@
+from .assistant import AssistantConnector
 from .base import BaseConnector
 from .cap import CAPConnector
 from .fitnet import FitNetConnector
@@ -10,6 +11,7 @@ from .router import RouterConnector
 from .teacher_replay import TeacherReplay
 
 __all__ = [
+    'AssistantConnector',
     'BaseConnector',
     'CAPConnector',
     'FitNetConnector',

@@ -18,7 +18,9 @@ class PooledEmbedding(BaseConnector):
     the student and, trained as well, for the teacher.
 
     Args:
-        embed_dims (int): Width of the embedding. Defaults to 128.
+        embed_dims (int, optional): Width of the embedding; None takes that of
+            ``shape_like``, and a feature that has it already is pooled only.
+            Defaults to 128.
         in_channels (int, optional): Read from the feature if None.
         init_cfg (dict, optional): Initialization config.
 
@@ -35,24 +37,38 @@ class PooledEmbedding(BaseConnector):
 
     def __init__(
         self,
-        embed_dims: int = 128,
+        embed_dims: int | None = 128,
         in_channels: int | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        self.in_channels = in_channels
         self.embed_dims = embed_dims
-        self.linear: nn.Linear | None = None
-        if in_channels is not None:
+        self.linear: nn.Module | None = None
+        if None not in (in_channels, embed_dims):
             self.linear = nn.Linear(in_channels, embed_dims)
 
     def prepare(
         self, inputs: dict[str, torch.Tensor], like: torch.Tensor | None
     ) -> None:
-        """Read the width that the config left open, and build."""
-        if self.linear is None:
-            self.linear = nn.Linear(
-                inputs['feature'].shape[1], self.embed_dims
+        """Read the widths that the config left open, and build."""
+        if self.linear is not None:
+            return
+        self.in_channels = self.in_channels or inputs['feature'].shape[1]
+        if self.embed_dims is not None:
+            self.linear = nn.Linear(self.in_channels, self.embed_dims)
+            return
+        if like is None:
+            raise ValueError(
+                'the embedding has no width yet: name a feature in '
+                '`shape_like`, or set `embed_dims`'
             )
+        self.embed_dims = like.shape[1]
+        self.linear = (
+            nn.Identity()
+            if self.in_channels == self.embed_dims
+            else nn.Linear(self.in_channels, self.embed_dims)
+        )
 
     def forward(self, feature: torch.Tensor) -> torch.Tensor:
         """Embed features.
@@ -68,7 +84,7 @@ class PooledEmbedding(BaseConnector):
                 'this embedding has no width yet: set in_channels, or let a '
                 'CrossArchDistill prepare it'
             )
-        width = self.linear.in_features
+        width = self.in_channels
         if feature.ndim not in (2, 4) or feature.shape[1] != width:
             raise ValueError(
                 f'this embedding was built for features (N, {width}) or maps '

@@ -33,7 +33,8 @@ class CrossArchDistiller(ConfigurableDistiller):
       other connectors. It runs once a step, however many losses read it;
     - a connector may read widths and grids from the two models (see
       :meth:`mmcakd.models.connectors.BaseConnector.prepare`), with a record
-      named in ``shape_like`` as a model of its output, or several by name;
+      or connector named in ``shape_like`` as a model of its output, or
+      several by name;
     - a loss may read labels.
 
     A reference, in ``inputs`` and in ``loss_forward_mappings``, is one of
@@ -137,7 +138,7 @@ class CrossArchDistiller(ConfigurableDistiller):
             self._check_reference(owner, reference)
             used.add(reference.get('connector'))
         for name, like in self.connector_shape_like.items():
-            for reference in [like] if 'recorder' in like else like.values():
+            for reference in _as_references(like):
                 self._check_reference(
                     f"'shape_like' of connector {name!r}", reference
                 )
@@ -234,7 +235,12 @@ class CrossArchDistiller(ConfigurableDistiller):
                 circle = ' -> '.join([*waiting[waiting.index(name) :], name])
                 raise ValueError(f'the connectors form a circle: {circle}')
             waiting.append(name)
-            for _, reference in sorted(self.connector_inputs[name].items()):
+            inputs = self.connector_inputs[name]
+            like = self.connector_shape_like.get(name, {})
+            for reference in (
+                *(inputs[key] for key in sorted(inputs)),
+                *_as_references(like),
+            ):
                 # One without `inputs` is applied where it is named.
                 if reference.get('connector') in self.connector_inputs:
                     visit(reference['connector'])
@@ -327,7 +333,7 @@ class CrossArchDistiller(ConfigurableDistiller):
                 if like is not None:
                     like = (
                         self._resolve(like)
-                        if 'recorder' in like
+                        if _is_reference(like)
                         else self._gather(like)
                     )
                 with _explain(f'connector {name!r}', inputs):
@@ -401,6 +407,26 @@ class CrossArchDistiller(ConfigurableDistiller):
                         'inside a checkpointed block has no gradient'
                     )
         return losses
+
+    def run_connector(self, name: str) -> Any:
+        """Run one connector, and what it reads, on the last records.
+
+        Args:
+            name (str): A connector with ``inputs``, none of which is a label.
+        """
+        self._start_step(None)
+        try:
+            for earlier in self.connector_order:
+                inputs = self._gather(self.connector_inputs[earlier])
+                self._outputs[earlier] = self.connectors[earlier](**inputs)
+                if earlier == name:
+                    return self._outputs[name]
+        finally:
+            self._end_step()
+        raise ValueError(
+            f'there is no connector {name!r} with inputs of its own; there '
+            f'are {self.connector_order}'
+        )
 
     def zero_losses(self) -> dict[str, torch.Tensor]:
         """Zero for every loss, in contact with every parameter.
@@ -514,6 +540,17 @@ def read_labels(data_samples: list | None, kind: str) -> torch.Tensor:
     if kind == 'index':
         return torch.tensor(labels)
     return torch.cat(labels) if kind == 'hard' else torch.stack(labels)
+
+
+def _is_reference(like: dict) -> bool:
+    """Whether `shape_like` is one reference rather than several by name."""
+    return 'recorder' in like or isinstance(like.get('connector'), str)
+
+
+def _as_references(like: dict) -> list[dict]:
+    if _is_reference(like):
+        return [like]
+    return [like[key] for key in sorted(like)]
 
 
 def _has_grad(loss: Any) -> bool:

@@ -4,6 +4,7 @@ from .crd_loss import CRDLoss
 from .dist_loss import DISTLoss
 from .dkd_loss import DKDLoss
 from .dual_view_loss import DualViewLoss, frequency_view
+from .info_nce_loss import InfoNCELoss
 from .mse_loss import MSELoss
 from .ofa_loss import OFALoss, enhanced_targets
 from .pca_loss import Attended, PCALoss
@@ -19,6 +20,7 @@ __all__ = [
     'DISTLoss',
     'DKDLoss',
     'DualViewLoss',
+    'InfoNCELoss',
     'MSELoss',
     'OFALoss',
     'PCALoss',

@@ -9,8 +9,7 @@ from torch import nn
 
 from mmcakd.registry import MODELS
 
-from .rkd_loss import _pool
-from .utils import check_same_shape, full_precision
+from .utils import check_same_shape, full_precision, pooled
 
 
 class _GatherRows(torch.autograd.Function):
@@ -126,7 +125,7 @@ class InfoNCELoss(nn.Module):
         if self.detach_teacher:
             teacher = teacher.detach()
         with torch.autocast(student.device.type, enabled=False):
-            student, teacher = _pool(student), _pool(teacher)
+            student, teacher = pooled(student), pooled(teacher)
             check_same_shape(
                 student,
                 teacher,

@@ -6,7 +6,7 @@ from torch import nn
 
 from mmcakd.registry import MODELS
 
-from .utils import full_precision
+from .utils import pooled
 
 
 def relations(feature: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,22 +95,12 @@ class RKDLoss(nn.Module):
                 f'with {len(teacher)} of the teacher'
             )
         with torch.autocast(student.device.type, enabled=False):
-            student_distance, student_angle = relations(_pool(student))
+            student_distance, student_angle = relations(pooled(student))
             teacher_distance, teacher_angle = relations(
-                _pool(teacher.detach())
+                pooled(teacher.detach())
             )
             distance = F.smooth_l1_loss(student_distance, teacher_distance)
             angle = F.smooth_l1_loss(student_angle, teacher_angle)
         return self.loss_weight * (
             self.distance_weight * distance + self.angle_weight * angle
         )
-
-
-def _pool(feature: torch.Tensor) -> torch.Tensor:
-    if feature.ndim not in (2, 4):
-        raise ValueError(
-            'features should be (N, C) or maps (N, C, H, W), got '
-            f'{tuple(feature.shape)}'
-        )
-    feature = full_precision(feature)
-    return feature.mean((2, 3)) if feature.ndim == 4 else feature

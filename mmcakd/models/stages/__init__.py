@@ -7,17 +7,21 @@ from .layout import (
     to_stage_tokens,
     to_tokens,
 )
+from .tails import Tail, build_tail, frozen_statistics
 from .taps import Family, Tap, check_blocks, split_blocks
 
 __all__ = [
     'FAMILIES',
     'Family',
     'StageTokens',
+    'Tail',
     'Tap',
+    'build_tail',
     'check_blocks',
     'find_backbone',
     'find_family',
     'find_taps',
+    'frozen_statistics',
     'read_grid',
     'split_blocks',
     'to_layout',

@@ -58,13 +58,14 @@ def _densenet(net: nn.Module) -> list[Tap]:
     steps = alternate(
         paths(net, 'stages')[-4:], ['stem', *transitions[:-1]][-4:]
     )
-    return chain(steps, norm=transitions[-1])
+    return chain(steps, norm=transitions[-1], transition=1)
 
 
 def _downsample_in_front(net: nn.Module) -> list[Tap]:
     # The norm, if there is one, works on the pooled feature.
     return chain(
-        alternate(paths(net, 'stages'), paths(net, 'downsample_layers'))
+        alternate(paths(net, 'stages'), paths(net, 'downsample_layers')),
+        transition=1,
     )
 
 
@@ -75,6 +76,7 @@ def _replknet(net: nn.Module) -> list[Tap]:
     return chain(
         alternate(stages, ['stem.0', *paths(net, 'transitions')]),
         norm=norm if has_norm else None,
+        transition=1,
     )
 
 
@@ -85,6 +87,7 @@ def _repmlp(net: nn.Module) -> list[Tap]:
             ['patch_embed', *paths(net, 'downsample_layers')],
         ),
         norm='final_norm' if net.final_norm else None,
+        transition=1,
     )
 
 
@@ -120,6 +123,7 @@ def _metaformer(net: nn.Module) -> list[Tap]:
     return chain(
         split_at(stages, range(0, len(stages), 2)),
         norm=norm if hasattr(net, norm) else None,
+        transition=1,
     )
 
 
@@ -219,7 +223,7 @@ def _tinyvit(net: nn.Module) -> list[Tap]:
         # The first stage is convolutional, the others are built for a size.
         size = getattr(stage.blocks[-1], 'img_size', None)
         kind = dict(layout='NLC', grid=size) if size else {}
-        taps.append(Tap(steps[-1], steps=tuple(steps), **kind))
+        taps.append(Tap(steps[-1], steps=tuple(steps), transition=1, **kind))
         steps = [f'{name}.downsample']
     return taps
 

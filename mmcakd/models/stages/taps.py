@@ -36,6 +36,9 @@ class Tap:
         steps (Sequence[str], optional): Paths of the modules that lead here
             from the stage before, if nothing happens between them; they can
             be replayed.
+        transition (int): How many of the steps, from the first, bring the
+            stage's grid and width (patch merging, a strided convolution) and
+            are no part of its blocks. Defaults to 0.
     """
 
     source: str
@@ -47,6 +50,7 @@ class Tap:
     copy: bool = False
     raw: 'Tap | None' = None
     steps: Sequence[str] | None = None
+    transition: int = 0
 
     def __post_init__(self) -> None:
         layouts = ('NCHW', 'NHWC', 'NLC')
@@ -115,6 +119,8 @@ def paths(net: nn.Module, name: str) -> list[str]:
 
 def alternate(stages: Iterable[str], between: Iterable[str]) -> Steps:
     """Steps of stages that each have a module in front of them.
+
+    The taps then have a ``transition`` of 1.
 
     Args:
         stages (Iterable[str]): Paths of the stages.

@@ -9,8 +9,8 @@ from mmengine.model import BaseModel
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..stages import Tail, build_tail
 from .normalisation import is_rgb, read_normalisation
-from .tails import Tail, build_tail
 
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
@@ -180,6 +180,6 @@ class Teacher(nn.Module):
     ) -> Tail:
         """Make the frozen part behind a stage callable on other features.
 
-        See :func:`mmcakd.models.teachers.tails.build_tail`.
+        See :func:`mmcakd.models.stages.build_tail`.
         """
         return build_tail(self.model, from_stage, to_stage, blocks)

@@ -78,6 +78,37 @@ def test_gradient_is_the_closed_form(eps):
     )
 
 
+@pytest.mark.parametrize('exponent_on', ['all', 'target'])
+@pytest.mark.parametrize('eps', [0.7, 1.0, 1.4])
+def test_gradient_reaches_a_teacher_that_is_trained(eps, exponent_on):
+    student, teacher = torch.randn(2, 4, 6, dtype=torch.float64)
+    student.requires_grad_()
+    teacher.requires_grad_()
+    label = torch.tensor([1, 0, 5, 5])
+    loss = OFALoss(eps, 2.0, exponent_on, detach_teacher=False)
+    assert gradcheck(lambda s, t: loss(s, t, label), (student, teacher))
+    # Neither the value nor the student notices.
+    trained, fixed = loss, OFALoss(eps, 2.0, exponent_on)
+    assert trained(student, teacher, label) == fixed(student, teacher, label)
+    gradients = [
+        torch.autograd.grad(one(student, teacher, label), student)[0]
+        for one in (trained, fixed)
+    ]
+    assert torch.equal(*gradients)
+
+
+def test_gradient_of_a_trained_teacher_is_the_closed_form():
+    student = torch.randn(3, 5, dtype=torch.float64)
+    teacher = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    loss = OFALoss(detach_teacher=False)
+    loss(student, teacher, torch.tensor([0, 4, 2])).backward()
+    # At eps = 1 the loss is the mean of -log q under p.
+    p, surprise = teacher.detach().softmax(1), -student.log_softmax(1)
+    mean = (p * surprise).sum(1, keepdim=True)
+    expected = p * (surprise - mean) / len(student)
+    torch.testing.assert_close(teacher.grad, expected)
+
+
 def test_minimum_is_at_the_normalised_targets():
     teacher, label = torch.randn(3, 5, dtype=torch.float64), torch.arange(3)
     w = enhanced_targets(teacher, label, eps=1.5)

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from mmcakd.models.recorders import StageOutputsRecorder
-from mmcakd.models.stages import StageTokens, find_taps, to_tokens
-from mmcakd.models.teachers import build_tail
+from mmcakd.models.stages import StageTokens, build_tail, find_taps, to_tokens
 
 PAIRS = [(start, end) for start in (1, 2, 3) for end in range(start + 1, 5)]
 

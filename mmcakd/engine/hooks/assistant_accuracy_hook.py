@@ -1,0 +1,105 @@
+"""How good an assistant is, next to the student."""
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from mmpretrain.evaluation import Accuracy
+from torch import nn
+
+from mmcakd.registry import HOOKS
+
+
+@HOOKS.register_module()
+class AssistantAccuracyHook(Hook):
+    """Evaluate an assistant on the validation set.
+
+    Its accuracy is logged with the student's, as ``assistant/accuracy/...``.
+    The student's forward is the one of the validation; the teacher's is run
+    in addition.
+
+    Args:
+        connector (str): Name of the assistant in the distiller's connectors.
+            Defaults to ``'assistant'``.
+        topk (Sequence[int]): Defaults to ``(1, )``.
+
+    Raises:
+        ValueError: The model has no distiller with such a connector.
+
+    Examples:
+        >>> default_hooks = dict(
+        ...     assistant=dict(type='mmcakd.AssistantAccuracyHook'))
+    """
+
+    def __init__(
+        self, connector: str = 'assistant', topk: Sequence[int] = (1,)
+    ) -> None:
+        self.connector = connector
+        self.metric = Accuracy(topk=tuple(topk))
+
+    def before_run(self, runner: Runner) -> None:
+        """Look for the assistant before anything is trained."""
+        distiller = getattr(_unwrap(runner.model), 'distiller', None)
+        connectors = list(getattr(distiller, 'connector_inputs', ()))
+        if self.connector not in connectors:
+            raise ValueError(
+                'AssistantAccuracyHook evaluates the connector '
+                f'{self.connector!r}, but the distiller has {connectors}; '
+                "set the hook's `connector`, or remove the hook"
+            )
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Keep the images that the student gets."""
+
+        def keep(student, inputs) -> None:
+            (self._images, *_) = inputs
+
+        self._handle = _unwrap(runner.model).student.register_forward_pre_hook(
+            keep
+        )
+
+    def before_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
+    ) -> None:
+        """Record the student's stages in its own forward."""
+        _unwrap(runner.model).distiller.student_recorders.__enter__()
+
+    @torch.no_grad()
+    def after_val_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: Sequence | None = None,
+    ) -> None:
+        """Let the assistant classify the batch."""
+        model = _unwrap(runner.model)
+        model.distiller.student_recorders.__exit__(None, None, None)
+        with model.distiller.teacher_recorders:
+            model.teacher(self._images)
+        logits = model.distiller.run_connector(self.connector)['logits']
+        del self._images
+        scores = logits.float().softmax(1)
+        self.metric.process(
+            data_batch,
+            [
+                dict(pred_score=score, gt_label=sample.gt_label)
+                for score, sample in zip(scores, outputs, strict=True)
+            ],
+        )
+
+    def after_val_epoch(
+        self, runner: Runner, metrics: dict[str, float] | None = None
+    ) -> None:
+        """Put the accuracy beside the student's."""
+        self._handle.remove()
+        size = len(runner.val_dataloader.dataset)
+        for key, value in self.metric.evaluate(size).items():
+            metrics[f'assistant/{key}'] = value
+            runner.message_hub.update_scalar(f'val/assistant/{key}', value)
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model

@@ -1,0 +1,154 @@
+"""The last stage and the head of a classifier, for other features."""
+
+from contextlib import ExitStack
+
+import torch
+import torch.nn.functional as F
+from mmrazor.models.task_modules.recorder import ModuleOutputsRecorder
+from torch import nn
+
+from ..recorders import LogitsRecorder
+from ..stages import (
+    build_tail,
+    find_backbone,
+    frozen_statistics,
+    to_map,
+)
+
+
+class Receiver:
+    """What a classifier makes of features that enter its last stage.
+
+    Its modules are the classifier's own. They are entered behind the patch
+    merging in front of the stage's blocks, where that is a module of its own;
+    class and register tokens are those that enter the first block, which know
+    nothing of the images.
+
+    Args:
+        model (nn.Module): A classifier of MMPretrain, or one of timm in
+            MMPretrain's ``TimmClassifier``.
+        blocks (Sequence[int], optional): The last block of each stage of an
+            isotropic network.
+
+    Raises:
+        ValueError: The last stage cannot be replayed, or the model is no
+            such classifier.
+    """
+
+    def __init__(self, model: nn.Module, blocks=None) -> None:
+        self.model = model
+        self.tail = build_tail(
+            model,
+            from_stage=3,
+            blocks=blocks,
+            skip_transition=True,
+            fresh_extra_tokens=True,
+        )
+        # What the model itself does, to compare with.
+        prefix, _ = find_backbone(model)
+        self._own = [
+            ModuleOutputsRecorder(prefix + self.tail.end.source),
+            LogitsRecorder(),
+        ]
+        self._watching = ExitStack()
+        for recorder in self._own:
+            recorder.initialize(model)
+            self._watching.enter_context(recorder)
+
+    def __deepcopy__(self, memo: dict) -> 'Receiver':
+        """Stay with the one model it belongs to."""
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """``(H, W)`` of the tokens it takes, in the model's last forward."""
+        return self.tail.grid
+
+    @property
+    def width(self) -> int:
+        """Channels of these tokens."""
+        return self.tail.width
+
+    @property
+    def num_heads(self) -> int:
+        """Heads of the last attention, or one for 32 channels without any."""
+        heads = [
+            module.num_heads
+            for module in self.tail.backbone.modules()
+            if isinstance(getattr(module, 'num_heads', None), int)
+        ]
+        return heads[-1] if heads else max(self.width // 32, 1)
+
+    def check(self) -> None:
+        """Compare with the model's first forward since it was built.
+
+        Raises:
+            ValueError: The model does more behind its last stage than is
+                known of it.
+        """
+        self._watching.close()
+        stage, logits = (recorder.get_record_data() for recorder in self._own)
+        for recorder in self._own:
+            recorder.reset_data_buffer()
+        cause = None
+        try:
+            same = self._classify(self.tail.end.pick(stage))
+            error = (same - logits).abs().max() / logits.abs().max()
+        except (RuntimeError, TypeError) as failure:
+            error, cause = torch.inf, failure
+        # A teacher may run in half precision. A head that starts at zero
+        # tells nothing, and 0 / 0 is no error.
+        if error > 0.05:
+            raise ValueError(
+                f'the {type(self.model).__name__} of a '
+                f'{type(self.tail.backbone).__name__} does more between its '
+                'last stage and its class scores than is known of it; let '
+                'the other model come last (`first` of the assistant), or '
+                'choose another model'
+            ) from cause
+
+    def __call__(
+        self, tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run tokens of another model.
+
+        BatchNorm of a model in training learns nothing from them.
+
+        Args:
+            tokens (Tensor): ``(N, H * W, width)``, row by row.
+
+        Returns:
+            tuple[Tensor, Tensor]: The last stage averaged over its positions,
+            ``(N, C)``, and logits ``(N, K)``.
+        """
+        with frozen_statistics(self.model):
+            stage = self.tail.replay(tokens)
+            return self.tail.view(stage).mean(1), self._classify(stage)
+
+    def _classify(self, stage: torch.Tensor) -> torch.Tensor:
+        """From the last stage, in the network's layout, to class scores."""
+        model, backbone, end = self.model, self.tail.backbone, self.tail.end
+        if hasattr(backbone, 'forward_head'):
+            return backbone.forward_head(stage)
+        if hasattr(backbone, '_format_output'):
+            # A plain ViT: the class token, or the mean of the others.
+            out = backbone._format_output(stage, self.tail.end_grid)
+        else:
+            grid = self.tail.end_grid
+            out = to_map(stage, end.layout, grid, end.extra_tokens)
+        if getattr(backbone, 'gap_before_final_norm', False):
+            # In each family it is a norm over the channels.
+            norm = backbone.norm3
+            out = F.layer_norm(
+                out.mean((2, 3)),
+                norm.normalized_shape,
+                norm.weight,
+                norm.bias,
+                norm.eps,
+            )
+        if not model.with_neck:
+            return model.head((out,))
+        if isinstance(getattr(model.neck, 'gap', None), nn.AdaptiveAvgPool1d):
+            # MLP-Mixers hand on tokens without a grid.
+            out = out.flatten(2)
+        return model.head(model.neck((out,)))
