@@ -1,3 +1,25 @@
+from .ade20k import PIXEL_CLASSES, index_mask
+from .coco import (
+    MIN_VISIBLE,
+    coco_annotations,
+    coco_file_name,
+    coco_instances,
+    decode_mask,
+    encode_mask,
+)
 from .rendered import CLASSES, RenderedObject, Scene, render_scene
 
-__all__ = ['CLASSES', 'RenderedObject', 'Scene', 'render_scene']
+__all__ = [
+    'CLASSES',
+    'MIN_VISIBLE',
+    'PIXEL_CLASSES',
+    'RenderedObject',
+    'Scene',
+    'coco_annotations',
+    'coco_file_name',
+    'coco_instances',
+    'decode_mask',
+    'encode_mask',
+    'index_mask',
+    'render_scene',
+]

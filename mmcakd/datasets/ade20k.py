@@ -31,7 +31,7 @@ def index_mask(scene: Scene) -> np.ndarray:
         >>> from mmcakd.datasets import PIXEL_CLASSES, index_mask, render_scene
         >>> mask = index_mask(render_scene(22, split='val'))
         >>> [PIXEL_CLASSES[value - 1] for value in np.unique(mask)]
-        ['background', 'striped_star']
+        ['background', 'checkered_cross', 'dotted_circle', 'striped_star']
     """
     mask = np.full(
         scene.image.shape[:2],

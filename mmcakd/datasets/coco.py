@@ -14,8 +14,8 @@ from .rendered import CLASSES, RENDERER_VERSION, Scene
 MIN_VISIBLE = 1 / 256
 """Objects that show on less of the image than this are not annotated.
 
-An object that nothing covers shows on twice as much or more. What is left of
-the others is a sliver that does not tell its class: it counts as clutter.
+The smallest object in full view shows on twice as much. What is left of one
+below is a sliver that does not tell its class: it counts as clutter.
 """
 
 
@@ -65,7 +65,7 @@ def coco_annotations(scene: Scene) -> list[dict]:
         >>> from mmcakd.datasets import coco_annotations, render_scene
         >>> main, *others = coco_annotations(render_scene(22, split='val'))
         >>> main['category_id'], main['bbox'], main['area']
-        (23, [15, 5, 36, 40], 648)
+        (23, [13, 22, 43, 42], 768)
     """
     annotations = []
     for obj in scene.objects:

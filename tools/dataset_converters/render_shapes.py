@@ -69,7 +69,8 @@ def coco_files(split: str, index: int) -> list[str]:
 def ade20k_files(split: str, index: int) -> list[str]:
     folder = {'train': 'training', 'val': 'validation'}[split]
     return [
-        f'{kind}/{folder}/{index:08d}.png' for kind in ('images', 'annotations')
+        f'{kind}/{folder}/{index:08d}.png'
+        for kind in ('images', 'annotations')
     ]
 
 
@@ -94,9 +95,6 @@ def describe(args: argparse.Namespace) -> dict:
     return manifest
 
 
-# --------------------------------------------------------------------- writing
-
-
 def positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -106,9 +104,17 @@ def positive(text: str) -> int:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description='Render the shapes data set into class folders.'
+        description='Render the shapes data set for classifiers, detectors '
+        'or segmentors.'
     )
     parser.add_argument('out', type=Path, help='the folder to write')
+    parser.add_argument(
+        '--layout',
+        choices=LAYOUTS,
+        default='imagenet',
+        help='class folders, boxes and masks of objects, or masks of classes '
+        '(default: imagenet)',
+    )
     parser.add_argument('--num-train', type=positive, default=1200)
     parser.add_argument('--num-val', type=positive, default=2400)
     parser.add_argument('--seed', type=int, default=0)
@@ -120,7 +126,8 @@ def parse_args() -> argparse.Namespace:
         '--preview',
         type=Path,
         metavar='PNG',
-        help='also draw a sheet with one held-out image of every class',
+        help='also draw a sheet with one held-out image of every class, and '
+        'the boxes and masks that the layout has',
     )
     args = parser.parse_args()
     if args.seed < 0:
@@ -134,25 +141,21 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    manifest = {
-        'renderer_version': RENDERER_VERSION,
-        'num_train': args.num_train,
-        'num_val': args.num_val,
-        'seed': args.seed,
-        'size': args.size,
-        'classes': list(CLASSES),
-    }
+    manifest = describe(args)
     jobs = [('train', i) for i in range(args.num_train)]
     jobs += [('val', i) for i in range(args.num_val)]
 
     if args.out.exists():
         check_same(args.out, manifest)
-        missing = [
-            job for job in jobs if not image_path(args.out, job).exists()
-        ]
+        missing = missing_files(args.out, jobs, args.layout)
         if missing:
-            print(f'{args.out}: putting back {len(missing)} missing images')
-            write_images(args.out, missing, args)
+            print(f'{args.out}: putting back {len(missing)} missing files')
+            touched = [
+                job
+                for job in jobs
+                if not missing.isdisjoint(LAYOUTS[args.layout](*job))
+            ]
+            write_files(args.out, touched, args)
         else:
             print(f'{args.out}: complete already, {len(jobs)} images')
     else:
@@ -162,29 +165,39 @@ def main() -> None:
             f'held-out images of {len(CLASSES)} classes'
         )
     if args.preview:
-        draw_preview(args.preview, args.seed, args.size)
+        draw_preview(args.preview, args.layout, args.seed, args.size)
         print(f'{args.preview}: one image of every class')
+
+
+# --------------------------------------------------------------------- writing
 
 
 def check_same(out: Path, manifest: dict) -> None:
     """Exit unless ``out`` was written with the same arguments."""
     cure = 'Choose another folder, or delete this one to render it anew.'
     try:
-        found = json.loads((out / 'manifest.json').read_text())
-    except (OSError, ValueError):
+        manifest_text = (out / 'manifest.json').read_text()
+        found = {'layout': 'imagenet'} | json.loads(manifest_text)
+    except (OSError, ValueError, TypeError):
         raise SystemExit(
             f'{out} exists but is not a rendered set: it has no readable '
             f'manifest.json. {cure}'
         ) from None
-    differing = [
-        f'{key} is {found.get(key)}, asked for {value}'
-        for key, value in manifest.items()
-        if found.get(key) != value
-    ]
+    asked = {'layout': 'imagenet'} | manifest
+    differing = [key for key in asked if found.get(key) != asked[key]]
+    if 'layout' in differing:
+        differing = ['layout']
     if differing:
-        raise SystemExit(
-            f'{out} holds another set: {"; ".join(differing)}. {cure}'
+        what = '; '.join(
+            f'{key} is {found.get(key)}, asked for {asked[key]}'
+            for key in differing
         )
+        raise SystemExit(f'{out} holds another set: {what}. {cure}')
+
+
+def missing_files(root: Path, jobs: list[Job], layout: str) -> set[str]:
+    files = {file for job in jobs for file in LAYOUTS[layout](*job)}
+    return {file for file in files if not (root / file).exists()}
 
 
 def write_set(
@@ -199,7 +212,7 @@ def write_set(
     )
     try:
         partial_set.chmod(0o755)
-        write_images(partial_set, jobs, args)
+        write_files(partial_set, jobs, args)
         (partial_set / 'manifest.json').write_text(
             json.dumps(manifest, indent=2) + '\n'
         )
@@ -211,56 +224,145 @@ def write_set(
         shutil.rmtree(partial_set, ignore_errors=True)
 
 
-def write_images(
-    root: Path, jobs: list[Job], args: argparse.Namespace
-) -> None:
-    for folder in {image_path(root, job).parent for job in jobs}:
+def write_files(root: Path, jobs: list[Job], args: argparse.Namespace) -> None:
+    """Write all files that these scenes go into."""
+    files = {file for job in jobs for file in LAYOUTS[args.layout](*job)}
+    for folder in {(root / file).parent for file in files}:
         folder.mkdir(parents=True, exist_ok=True)
-    write = partial(write_image, root=root, seed=args.seed, size=args.size)
+    write = partial(
+        write_scene,
+        root=root,
+        layout=args.layout,
+        seed=args.seed,
+        size=args.size,
+    )
+    annotations = {}
     with Pool(args.workers) as pool:
-        for _ in pool.imap_unordered(write, jobs, chunksize=64):
-            pass
+        done = pool.imap(write, jobs, chunksize=64)
+        for job, objects in zip(jobs, done, strict=True):
+            annotations[job] = objects
+    if args.layout == 'coco':
+        write_instances(root, annotations, args.size)
 
 
-def write_image(job: Job, root: Path, seed: int, size: int) -> None:
+def write_scene(
+    job: Job, root: Path, layout: str, seed: int, size: int
+) -> list[dict]:
+    """Write what is a file of this scene alone; return its annotations."""
     split, index = job
     scene = render_scene(index, split, seed, size)
-    path = image_path(root, job)
+    image, *labels = (root / file for file in LAYOUTS[layout](*job))
+    write_png(image, scene.image)
+    if layout == 'ade20k':
+        write_png(labels[0], index_mask(scene))
+    return coco_annotations(scene) if layout == 'coco' else []
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
     half = path.with_suffix('.half')
-    Image.fromarray(scene.image).save(half, format='PNG', compress_level=1)
+    Image.fromarray(pixels).save(half, format='PNG', compress_level=1)
     half.rename(path)
 
 
-def image_path(root: Path, job: Job) -> Path:
-    split, index = job
-    return root / split / CLASSES[index % len(CLASSES)] / f'{index:06d}.png'
+def write_instances(
+    root: Path, annotations: dict[Job, list[dict]], size: int
+) -> None:
+    """Write each missing ``instances_*.json``: all its scenes are there."""
+    paths = {job: root / coco_files(*job)[1] for job in annotations}
+    for path in set(paths.values()):
+        if path.exists():
+            continue
+        images = [
+            (job[1], objects)
+            for job, objects in annotations.items()
+            if paths[job] == path
+        ]
+        half = path.with_suffix('.half')
+        content = coco_instances(images, size)
+        half.write_text(json.dumps(content, separators=(',', ':')))
+        half.rename(path)
 
 
-def draw_preview(path: Path, seed: int, size: int, columns: int = 6) -> None:
-    """Draw one held-out image of every class with its name underneath."""
+# --------------------------------------------------------------------- preview
+
+
+def draw_preview(
+    path: Path, layout: str, seed: int, size: int, columns: int = 6
+) -> None:
+    """Draw one held-out image of every class with its labels underneath."""
     zoom = max(1, 128 // size)
-    tile, gap, caption = zoom * size, 8, 16
-    rows = -(-len(CLASSES) // columns)
+    tile, gap, line = zoom * size, 8, 16
+    tiles = [
+        draw_labels(render_scene(label, 'val', seed, size), layout, zoom)
+        for label in range(len(CLASSES))
+    ]
+    caption = line * max(len(names) for _, names in tiles)
+    rows = -(-len(tiles) // columns)
     sheet = Image.new(
         'RGB',
         (columns * (tile + gap) + gap, rows * (tile + gap + caption) + gap),
         'white',
     )
     draw = ImageDraw.Draw(sheet)
-    for label, name in enumerate(CLASSES):
-        row, column = divmod(label, columns)
+    for number, (image, names) in enumerate(tiles):
+        row, column = divmod(number, columns)
         x = gap + column * (tile + gap)
         y = gap + row * (tile + gap + caption)
-        image = Image.fromarray(render_scene(label, 'val', seed, size).image)
-        sheet.paste(image.resize((tile, tile), Image.NEAREST), (x, y))
-        draw.text(
-            (x + tile / 2, y + tile + caption / 2),
-            name,
-            fill='black',
-            anchor='mm',
-        )
+        sheet.paste(image, (x, y))
+        for below, (name, colour) in enumerate(names):
+            draw.text(
+                (x + tile / 2, y + tile + (below + 0.5) * line),
+                name,
+                fill=colour,
+                anchor='mm',
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
+
+
+def draw_labels(
+    scene: Scene, layout: str, zoom: int
+) -> tuple[Image.Image, Caption]:
+    """An image with what the layout says of it drawn over, and the names."""
+    image, caption, boxes = scene.image.copy(), [], []
+    if layout == 'imagenet':
+        caption.append((CLASSES[scene.label], 'black'))
+    else:
+        # In grey, so that all colour is a label's.
+        grey = image.mean(2, keepdims=True)
+        image[:] = grey
+        for label, mask, box in written_labels(scene, layout):
+            hue = label * 0.618 % 1  # classes in a row are far apart
+            colour = 255 * np.array(colorsys.hsv_to_rgb(hue, 1, 0.8))
+            image[mask] = (0.5 + grey[mask] / 510) * colour
+            colour = tuple(colour.astype(int).tolist())
+            caption.append((CLASSES[label], colour))
+            boxes.append((box, colour))
+    picture = Image.fromarray(image)
+    picture = picture.resize([zoom * s for s in picture.size], Image.NEAREST)
+    draw = ImageDraw.Draw(picture)
+    for box, colour in boxes:
+        if box:
+            x, y, width, height = (zoom * side for side in box)
+            corners = (x, y, x + width - 1, y + height - 1)
+            draw.rectangle(corners, outline=colour)
+    return picture, caption
+
+
+def written_labels(
+    scene: Scene, layout: str
+) -> Iterable[tuple[int, np.ndarray, list[int] | None]]:
+    """Label, mask and, in COCO's layout, box, read from what is written."""
+    if layout == 'coco':
+        for annotation in coco_annotations(scene):
+            mask = decode_mask(annotation['segmentation'])
+            yield annotation['category_id'] - 1, mask, annotation['bbox']
+    else:
+        mask = index_mask(scene)
+        for value in np.unique(mask):
+            name = PIXEL_CLASSES[value - 1]
+            if name != 'background':
+                yield CLASSES.index(name), mask == value, None
 
 
 if __name__ == '__main__':
