@@ -63,7 +63,7 @@ class BuildWithMim(build_py):
         if source.is_dir():
             # The shell scripts only make sense in a checkout.
             ignored = shutil.ignore_patterns(
-                '__pycache__', 'setup_env.sh', 'run_tests.sh', 'quickstart.sh'
+                '__pycache__', 'setup_*.sh', 'run_tests.sh', 'quickstart.sh'
             )
             shutil.copytree(source, target, ignore=ignored)
         else:

@@ -102,3 +102,29 @@ def test_half_made_environment_is_finished_later(environment):
     assert done.returncode == 1 and 'did not finish' in done.stderr
     (environment / 'offline').unlink()
     assert source(MMCAKD_VENV=venv).stdout.endswith('went on\n')
+
+
+@pytest.mark.parametrize('full_mmcv', [False, True])
+def test_light_mmcv_is_never_put_over_the_full_one(environment, full_mmcv):
+    python = environment / 'v' / 'bin' / 'python'
+    answer = '*version*mmcv*) %s;;' % ('exit 0' if full_mmcv else 'exit 1')
+    lines = python.read_text().replace('esac', f'{answer}\nesac')
+    python.write_text(lines)
+    assert source(MMCAKD_VENV=str(environment / 'v')).returncode == 0
+    asked = (environment / 'asked').read_text()
+    assert 'requirements/runtime.txt' in asked
+    assert ('requirements/lite.txt' in asked) is not full_mmcv
+
+
+def test_stamp_is_of_what_is_installed_here(environment):
+    python = environment / 'v' / 'bin' / 'python'
+    hashed = environment / 'hashed'
+    lines = python.read_text().replace('cat > /dev/null', f'cat > {hashed}')
+    python.write_text(lines)
+    assert source(MMCAKD_VENV=str(environment / 'v')).returncode == 0
+    requirements = SETUP_ENV.parents[1] / 'requirements'
+    for name in ('constraints', 'lite', 'optional', 'runtime', 'tests'):
+        assert (requirements / f'{name}.txt').read_text() in hashed.read_text()
+    # setup_downstream.sh installs these, and has a stamp of its own.
+    downstream = (requirements / 'downstream.txt').read_text()
+    assert downstream not in hashed.read_text()
