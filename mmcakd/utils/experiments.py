@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 Curve = Mapping[int, float]
 
 
-def read_curve(work_dir: str | Path) -> dict[int, float]:
+def read_curve(
+    work_dir: str | Path, metric: str = 'accuracy/top1'
+) -> dict[int, float]:
     """Read the accuracies that a run wrote down.
 
     Args:
         work_dir (str | Path): Work directory of a run. If it was resumed, its
             parts are joined.
+        metric (str): Their name. Defaults to ``'accuracy/top1'``.
 
     Returns:
         dict[int, float]: Top-1 on held-out images by epoch.
@@ -34,8 +37,8 @@ def read_curve(work_dir: str | Path) -> dict[int, float]:
     for scalars in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
         for line in scalars.read_text().splitlines():
             scalar = json.loads(line)
-            if 'accuracy/top1' in scalar:
-                curve[scalar['step']] = scalar['accuracy/top1']
+            if metric in scalar:
+                curve[scalar['step']] = scalar[metric]
     return dict(sorted(curve.items()))
 
 

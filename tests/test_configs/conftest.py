@@ -1,14 +1,29 @@
-"""Data sets of two images in the layout of the real ones."""
+"""Data sets of two images, and what a config does with them."""
 
 import hashlib
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import mmcakd  # noqa: F401  isort: skip  (makes torchvision importable)
 import numpy as np
 import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmpretrain.structures import DataSample
 from PIL import Image
+from torch import nn
+
+from mmcakd.models.teachers import build_model
+from mmcakd.models.teachers.build import read_model_cfg
+from mmcakd.registry import MODELS
+
+#: Of an image that every family can take.
+PIXELS = 64
 
 
 @pytest.fixture(scope='session')
@@ -65,3 +80,140 @@ def data_root(
     meta = CIFAR100.meta | dict(md5=summed('meta'))
     monkeypatch.setattr(CIFAR100, 'meta', meta)
     return dict(CIFAR100=str(cifar100_root), ImageNet=str(imagenet_root)).get
+
+
+def build(cfg: Config, teacher: nn.Module | None = None) -> nn.Module:
+    """Build a pair on its own, around a teacher without its weights."""
+    init_default_scope('mmpretrain')
+    teacher = teacher or build_model(cfg.model.teacher, 'teacher')
+    return MODELS.build(
+        dict(
+            cfg.model,
+            teacher=teacher,
+            teacher_ckpt=None,
+            data_preprocessor=cfg.data_preprocessor,
+        )
+    )
+
+
+@pytest.fixture(scope='session')
+def build_pair() -> Callable[..., nn.Module]:
+    """Build a pair on its own, around a teacher without its weights."""
+    return build
+
+
+@pytest.fixture
+def shrink(data_root) -> Callable[[Config], None]:
+    """Give a config two small images, and no checkpoint of a teacher."""
+
+    def shrink_to_images(cfg: Config) -> None:
+        if isinstance(cfg.model.get('teacher'), str):
+            cfg.model.teacher = read_model_cfg(cfg.model.teacher, 'teacher')
+        models = [cfg.model]
+        if 'architecture' in cfg.model:
+            cfg.model.update(teacher_ckpt=None, input_size=PIXELS)
+            models = [cfg.model.architecture, cfg.model.teacher]
+        for model in models:
+            if model.backbone.type not in (
+                'ResNet',
+                'MobileNetV2',
+                'ConvNeXt',
+            ):
+                model.backbone.img_size = PIXELS
+            if model.backbone.type == 'SwinTransformer':
+                model.backbone.pad_small_map = True
+        for split in ('train', 'val'):
+            loader = cfg[f'{split}_dataloader']
+            loader.update(batch_size=2, num_workers=0)
+            loader.dataset.data_root = data_root(loader.dataset.type)
+            for step in loader.dataset.pipeline:
+                if step.type == 'RandomResizedCrop':
+                    step.scale = PIXELS
+                elif step.type == 'Resize':
+                    step.scale = (PIXELS, PIXELS)
+        cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
+
+    return shrink_to_images
+
+
+@pytest.fixture(scope='module')
+def teachers() -> dict[str, nn.Module]:
+    """Built teachers by their configs; they are frozen and so are shared."""
+    return {}
+
+
+@pytest.fixture
+def first_losses(
+    shrink, teachers
+) -> Callable[[Config], tuple[nn.Module, dict[str, torch.Tensor]]]:
+    """Build a small copy of a pair, and name its losses of two images."""
+
+    def compute(cfg: Config) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+        shrink(cfg)
+        key = str(cfg.model.teacher)
+        if key not in teachers:
+            teachers[key] = build_model(cfg.model.teacher, 'teacher')
+        model = build(cfg, teachers[key]).train()
+        classes = cfg.model.architecture.head.num_classes
+        data = dict(
+            inputs=[torch.randint(256, (3, PIXELS, PIXELS)) for _ in range(2)],
+            data_samples=[
+                DataSample().set_gt_label(label) for label in (1, classes - 1)
+            ],
+        )
+        data = model.data_preprocessor(data, training=True)
+        return model, model(**data, mode='loss')
+
+    return compute
+
+
+class OneStep(Hook):
+    """Keep the logged losses and stop after the first epoch, of one step."""
+
+    losses: dict[str, torch.Tensor]
+
+    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        self.losses = outputs
+        runner.train_loop.stop_training = True
+
+
+@pytest.fixture
+def train_one_step(shrink, tmp_path) -> Callable[..., SimpleNamespace]:
+    """Run one step of training as tools/train.py does, on two images.
+
+    The result has the ``runner``, the ``losses`` by name, and the names of
+    the parameters ``before`` and of those that ``changed``.
+    """
+
+    def train(cfg: Config, validate: bool = False) -> SimpleNamespace:
+        shrink(cfg)
+        if not validate:
+            cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+        cfg.work_dir = str(tmp_path)
+        cfg.experiment_name = tmp_path.name
+        cfg.default_hooks.checkpoint = None
+        cfg.default_hooks.pop('export')
+        runner = Runner.from_cfg(cfg)
+        step = OneStep()
+        runner.register_hook(step)
+        before = {
+            key: value.detach().clone()
+            for key, value in runner.model.named_parameters()
+        }
+        runner.train()
+        assert runner.iter == 1
+        kept = {key.partition('.')[0] for key in runner.model.state_dict()}
+        assert kept == {'architecture', 'distiller'}
+        changed = {
+            key
+            for key, value in runner.model.named_parameters()
+            if not torch.equal(value, before[key])
+        }
+        return SimpleNamespace(
+            runner=runner,
+            losses={key: float(value) for key, value in step.losses.items()},
+            before=set(before),
+            changed=changed,
+        )
+
+    return train

@@ -11,16 +11,13 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.fileio import load
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import EMAHook
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner
-from mmpretrain.structures import DataSample
 from torch import nn
 
 from mmcakd.models.teachers import build_model, load_weights
-from mmcakd.models.teachers.build import read_model_cfg
-from mmcakd.registry import MODELS
 from mmcakd.utils import export_student
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -169,7 +166,7 @@ def test_documents_list_every_config():
         assert row.split(' | ')[-2].removesuffix(' \\*') == f'{top1:.2f}'
 
 
-def test_configs_in_the_readme_are_complete(tmp_path):
+def test_configs_in_the_readme_are_complete(build_pair, tmp_path):
     readme = (CONFIGS / 'ofakd' / 'README.md').read_text('utf-8')
     exponents, pair_of_two_lines = (
         Config.fromfile(write(tmp_path / f'config_{index}.py', code))
@@ -431,7 +428,7 @@ SIZES = (
 
 
 @pytest.mark.parametrize('name', SIZES)
-def test_student_and_heads_have_the_published_sizes(name):
+def test_student_and_heads_have_the_published_sizes(name, build_pair):
     cfg, expected = read_config(name), PAIRS[name]
     _, student, classes = split_name(name)
     model = build_pair(cfg)
@@ -447,20 +444,6 @@ def test_student_and_heads_have_the_published_sizes(name):
         )
     else:
         assert parameters(heads) == token_heads(384, [(384, 1)] * 4, classes)
-
-
-def build_pair(cfg: Config, teacher: nn.Module | None = None) -> nn.Module:
-    """Build a pair on its own, around a teacher without its weights."""
-    init_default_scope('mmpretrain')
-    teacher = teacher or build_model(cfg.model.teacher, 'teacher')
-    return MODELS.build(
-        dict(
-            cfg.model,
-            teacher=teacher,
-            teacher_ckpt=None,
-            data_preprocessor=cfg.data_preprocessor,
-        )
-    )
 
 
 def parameters(module: nn.Module) -> int:
@@ -488,67 +471,12 @@ def token_heads(d: int, stages: list[tuple[int, int]], classes: int) -> int:
 
 # ----------------------------------------------------------- one real step
 
-PIXELS = 64
-
-
-def shrink(cfg: Config, data_root) -> None:
-    """Two images of 64 px, without a teacher's checkpoint."""
-    if isinstance(cfg.model.get('teacher'), str):
-        cfg.model.teacher = read_model_cfg(cfg.model.teacher, 'teacher')
-    models = [cfg.model]
-    if 'architecture' in cfg.model:
-        cfg.model.update(teacher_ckpt=None, input_size=PIXELS)
-        models = [cfg.model.architecture, cfg.model.teacher]
-    for model in models:
-        if model.backbone.type not in ('ResNet', 'MobileNetV2', 'ConvNeXt'):
-            model.backbone.img_size = PIXELS
-        if model.backbone.type == 'SwinTransformer':
-            model.backbone.pad_small_map = True
-    for split in ('train', 'val'):
-        loader = cfg[f'{split}_dataloader']
-        loader.update(batch_size=2, num_workers=0)
-        loader.dataset.data_root = data_root(loader.dataset.type)
-        for step in loader.dataset.pipeline:
-            if step.type == 'RandomResizedCrop':
-                step.scale = PIXELS
-            elif step.type == 'Resize':
-                step.scale = (PIXELS, PIXELS)
-    cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
-
-
-class OneStep(Hook):
-    """Keep the logged losses and stop after the first epoch, of one step."""
-
-    losses: dict[str, torch.Tensor]
-
-    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
-        self.losses = outputs
-        runner.train_loop.stop_training = True
-
-
-@pytest.fixture(scope='module')
-def teachers() -> dict[str, nn.Module]:
-    """Built teachers by their configs; they are frozen and so are shared."""
-    return {}
-
 
 @every_config
-def test_losses_reach_student_and_heads(name, teachers, data_root):
+def test_losses_reach_student_and_heads(name, first_losses):
     cfg, expected = read_config(name), PAIRS[name]
     *_, classes = split_name(name)
-    shrink(cfg, data_root)
-    key = str(cfg.model.teacher)
-    if key not in teachers:
-        teachers[key] = build_pair(cfg).teacher.model
-    model = build_pair(cfg, teachers[key]).train()
-    data = dict(
-        inputs=[torch.randint(256, (3, PIXELS, PIXELS)) for _ in range(2)],
-        data_samples=[
-            DataSample().set_gt_label(label) for label in (1, classes - 1)
-        ],
-    )
-    data = model.data_preprocessor(data, training=True)
-    losses = model(**data, mode='loss')
+    model, losses = first_losses(cfg)
     assert set(losses) == {
         'student.loss',
         'distill.loss_kd',
@@ -587,34 +515,14 @@ TRAINED = (
 
 
 @pytest.mark.parametrize('name', TRAINED)
-def test_one_training_step(name, data_root, tmp_path):
-    cfg, expected = read_config(name), PAIRS[name]
-    shrink(cfg, data_root)
-    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    cfg.work_dir = str(tmp_path)
-    cfg.experiment_name = f'{tmp_path.name}_{name}'
-    cfg.default_hooks.checkpoint = None
-    cfg.default_hooks.pop('export')
-    runner = Runner.from_cfg(cfg)
-    step = OneStep()
-    runner.register_hook(step)
-    before = {
-        key: value.detach().clone()
-        for key, value in runner.model.named_parameters()
-    }
-    runner.train()
-    assert runner.iter == 1
-    model = runner.model
-
-    losses = {key: float(value) for key, value in step.losses.items()}
+def test_one_training_step(name, train_one_step):
+    expected = PAIRS[name]
+    run = train_one_step(read_config(name))
+    model, losses = run.runner.model, run.losses
     assert all(map(math.isfinite, losses.values()))
     assert losses.pop('loss') == pytest.approx(sum(losses.values()), rel=1e-5)
 
-    changed = {
-        key.rpartition('.')[0]
-        for key, value in model.named_parameters()
-        if not torch.equal(value, before[key])
-    }
+    changed = {key.rpartition('.')[0] for key in run.changed}
     first, *_, final = (
         key.rpartition('.')[0]
         for key, _ in model.architecture.named_parameters(
@@ -624,20 +532,19 @@ def test_one_training_step(name, data_root, tmp_path):
     assert {first, final} <= changed
     heads = {
         key.rpartition('.')[0]
-        for key in before
+        for key in run.before
         if key.startswith('distiller.connectors.heads')
     }
     assert heads <= changed
-    assert not any('teacher' in key for key in model.state_dict())
 
     mixes = model.data_preprocessor.batch_augments is not None
     assert mixes == expected['recipe']['strong']
-    averaged = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+    averaged = [hook for hook in run.runner.hooks if isinstance(hook, EMAHook)]
     assert len(averaged) == bool(expected['recipe']['ema'])
     for hook in averaged:
         assert hook.ema_model.momentum == pytest.approx(4e-5)
 
-    del runner, model, before
+    del run, model
     gc.collect()
 
 
@@ -671,9 +578,9 @@ def shrink_teacher(model: dict, teacher: str) -> None:
     model['head']['in_channels'] = width
 
 
-def finetuning(teacher: str, checkpoint: Path, data_root, work_dir) -> Config:
+def finetuning(teacher: str, checkpoint: Path, shrink, work_dir) -> Config:
     cfg = read_config(f'{teacher}_cifar100')
-    shrink(cfg, data_root)
+    shrink(cfg)
     shrink_teacher(cfg.model, teacher)
     cfg.model.backbone.init_cfg.checkpoint = str(checkpoint)
     cfg.work_dir = str(work_dir)
@@ -683,11 +590,11 @@ def finetuning(teacher: str, checkpoint: Path, data_root, work_dir) -> Config:
 
 @pytest.mark.parametrize('teacher', CIFAR_TEACHERS)
 def test_teacher_is_tuned_and_then_taken_by_its_pair(
-    teacher, data_root, tmp_path
+    teacher, shrink, tmp_path
 ):
     work_dir = tmp_path / 'work_dirs' / f'{teacher}_cifar100'
     checkpoint = tmp_path / 'imagenet.pth'
-    cfg = finetuning(teacher, checkpoint, data_root, work_dir)
+    cfg = finetuning(teacher, checkpoint, shrink, work_dir)
     init_default_scope('mmpretrain')
     source = copy.deepcopy(cfg.model)
     source.head.num_classes = 1000
@@ -710,7 +617,7 @@ def test_teacher_is_tuned_and_then_taken_by_its_pair(
     pair_cfg = read_config(
         next(n for n in PAIRS if n.startswith(teacher) and n in CIFAR_PAIRS)
     )
-    shrink(pair_cfg, data_root)
+    shrink(pair_cfg)
     shrink_teacher(pair_cfg.model.teacher, teacher)
     loaded = build_model(pair_cfg.model.teacher, 'teacher')
     load_weights(loaded, str(work_dir / 'epoch_1.pth'))
@@ -719,10 +626,10 @@ def test_teacher_is_tuned_and_then_taken_by_its_pair(
     assert not (work_dir / 'student.pth').exists()
 
 
-def test_checkpoint_without_a_backbone_is_refused(data_root, tmp_path):
+def test_checkpoint_without_a_backbone_is_refused(shrink, tmp_path):
     checkpoint = tmp_path / 'other.pth'
     torch.save(dict(state_dict={'layers.0.weight': torch.ones(1)}), checkpoint)
-    cfg = finetuning('swin-t', checkpoint, data_root, tmp_path / 'run')
+    cfg = finetuning('swin-t', checkpoint, shrink, tmp_path / 'run')
     runner = Runner.from_cfg(cfg)
     with pytest.raises(AssertionError, match='backbone. is not in the pretr'):
         runner.train()

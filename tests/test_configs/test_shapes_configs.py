@@ -42,8 +42,9 @@ def test_config_builds_and_takes_a_step(path, monkeypatch):
 @pytest.mark.parametrize('path', CONFIGS, ids=str)
 def test_methods_share_the_schedule_of_their_student(path):
     cfg = Config.fromfile(SHAPES / path)
-    student = path.stem.split('_')[-1]
-    student = student if student in RATES else 'resnet'
+    # The second of a pair, or the one that is trained alone.
+    names = [name for name in path.stem.split('_')[:2] if name in RATES]
+    student = names[-1] if names else 'resnet'
     wrapper = cfg.optim_wrapper.get('student', cfg.optim_wrapper)
     assert wrapper.optimizer == dict(
         type='AdamW', lr=RATES[student], weight_decay=0.05
@@ -57,8 +58,14 @@ def test_every_pair_has_a_run_of_every_method_and_of_its_student():
     runs = {folder.name: set() for folder in SHAPES.iterdir()}
     for path in CONFIGS:
         runs[path.parent.name].add(path.stem)
-    pairs = {'vit_resnet', 'mixer_resnet', 'resnet_vit', 'vit_mixer'}
+    assisted = {'vit_resnet', 'mixer_resnet', 'resnet_vit', 'resnet_mixer'}
+    pairs = assisted | {'vit_mixer'}
     assert runs['kd'] == runs['ofakd'] == pairs
+    assert runs['tas'] == {
+        pair + part
+        for pair in assisted
+        for part in ('', '_no-nce', '_no-assistant')
+    }
     assert runs['alone'] == {pair.split('_')[1] for pair in pairs}
 
 

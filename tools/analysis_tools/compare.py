@@ -10,6 +10,7 @@ that are not; it stops if their config has changed since.
 
 It writes report.md, results.csv and curves.png into the work directory. The
 score is top-1 after the last epoch; runs that did not get there do not count.
+What a run says of an assistant (mmcakd.AssistantAccuracyHook) is told as well.
 With --report-only nothing is trained, and runs made by hand count too.
 """
 
@@ -291,6 +292,7 @@ class Run:
         seconds (float): Wall time, of all its parts if it was resumed.
         commit (str, optional): What it was made with, if it was told.
         setting (str, optional): Its torch and device, if it was told.
+        assistant (float, optional): Top-1 of its assistant, if it has one.
     """
 
     seed: int
@@ -299,6 +301,7 @@ class Run:
     seconds: float = 0.0
     commit: str | None = None
     setting: str | None = None
+    assistant: float | None = None
 
     @property
     def epoch(self) -> int:
@@ -329,6 +332,11 @@ class Row:
     def scores(self) -> dict[int, float]:
         return {seed: run.top1 for seed, run in self.finished.items()}
 
+    @property
+    def assistants(self) -> list[float]:
+        scores = [run.assistant for run in self.finished.values()]
+        return [score for score in scores if score is not None]
+
 
 def read_run(work_dir: Path, seed: int) -> Run | None:
     """Read what MMEngine wrote; None if there is no accuracy yet."""
@@ -343,6 +351,7 @@ def read_run(work_dir: Path, seed: int) -> Run | None:
         )
     loop = Config.fromfile(configs[-1], import_custom_modules=False).train_cfg
     logs = [log.read_text() for log in sorted(work_dir.glob('*/*.log'))]
+    assistant = read_curve(work_dir, 'assistant/accuracy/top1')
     return Run(
         seed,
         curve,
@@ -350,6 +359,7 @@ def read_run(work_dir: Path, seed: int) -> Run | None:
         sum(map(wall_time, logs)),
         (read_marker(work_dir) or {}).get('commit'),
         describe_setting(logs[-1]) if logs else None,
+        assistant.get(max(curve)),
     )
 
 
@@ -513,6 +523,11 @@ def report(args: argparse.Namespace, names: list[str]) -> None:
     seeds = args.seeds or sorted({s for row in rows for s in row.runs})
     header = table_header(seeds)
     cells = [table_row(row, seeds, baseline) for row in rows]
+    if any(row.assistants for row in rows):
+        header.append('assistant')
+        for row, line in zip(rows, cells, strict=True):
+            scores = row.assistants
+            line.append(mean_std(scores, 2) if scores else '')
     write_csv(rows, args.work_dir / 'results.csv')
     draw_curves(
         {

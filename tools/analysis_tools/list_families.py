@@ -13,8 +13,7 @@ from types import SimpleNamespace
 from torch import device, nn
 
 import mmcakd  # noqa: F401
-from mmcakd.models.stages import FAMILIES, Tap, find_family
-from mmcakd.models.teachers import build_tail
+from mmcakd.models.stages import FAMILIES, Tap, build_tail, find_family
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs' / 'families.md'
 
@@ -33,8 +32,10 @@ this is its **tap**: the module's path, the layout of what it returns, and where
 - **Final norm.** Stage 4 is read behind the network's final norm where that works on the map; `final_norm=False` reads it before. Norms behind
   the pooling are never in a stage.
 - **Blocks.** A family marked with * has no stages of its own. Of 12 blocks, stages end with the 2nd, 4th, 10th and 12th, of 24 with the 2nd, 4th,
-  22nd and 24th, as in OFA-KD. `blocks=(2, 5, 8, 11)` names others, counted from 0; give `TeacherReplay` the same.
-- **Tail.** Whether `mmcakd.TeacherReplay` can run what lies behind a stage of such a teacher on features of a student.
+  22nd and 24th, as in OFA-KD. `blocks=(2, 5, 8, 11)` names others, counted from 0; give `TeacherReplay` the same, and an
+  `AssistantConnector` that ends in it.
+- **Tail.** Whether `mmcakd.TeacherReplay` can run what lies behind a stage of such a teacher on features of a student. A classifier with a tail
+  can be the last part of a `mmcakd.AssistantConnector`, be it student or teacher.
 - **OFA-KD head.** The kind of exit head that `mmcakd.OFAHeadConnector` gives each stage of such a student.
 
 Paths are those of the smallest model of a family, inside the backbone; deeper ones have higher block numbers.

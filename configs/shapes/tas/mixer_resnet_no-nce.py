@@ -5,4 +5,9 @@ _base_ = [
 
 model = dict(distiller=_base_.distiller)
 
+# The rate that attention wants, 1e-3.
+optim_wrapper = dict(
+    paramwise_cfg=dict(custom_keys={'projector': dict(lr_mult=1 / 6)})
+)
+
 default_hooks = dict(assistant=dict(type='mmcakd.AssistantAccuracyHook'))

@@ -88,11 +88,11 @@ class AssistantConnector(BaseConnector):
     Source: `TAS <https://arxiv.org/abs/2410.12342>`_ (in its second version
     FBT, "Fuse Before Transfer"). Which model comes first, the split after the
     third stage and the projector's parts are the paper's. Ours, since its
-    code is not public, are: the kernel of the patch embedding, one head for
-    32 channels where the receiving stage has no attention, and what a
-    receiving ViT gets for its class token, namely the one that enters its
-    first block, with its position embedding: it knows nothing of the image,
-    so that the answer has to come from the first model's features. The
+    text and code were not at hand, are: the kernel of the patch embedding,
+    heads of about 32 channels where the receiving stage has no attention, and
+    what a receiving ViT gets for its class token, namely the one that enters
+    its first block, with its position embedding: it knows nothing of the
+    image, so that the answer has to come from the first model's features. The
     receiving stage is entered behind its patch merging, where that is a
     module of its own. BatchNorm statistics of a receiving student stay those
     of its own features.

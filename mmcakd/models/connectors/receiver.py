@@ -11,8 +11,14 @@ from ..recorders import LogitsRecorder
 from ..stages import (
     build_tail,
     find_backbone,
+    find_family,
     frozen_statistics,
     to_map,
+)
+
+CURE = (
+    'Let the other model come last (`first` of the assistant), or take a '
+    'classifier of MMPretrain, timm or torchvision'
 )
 
 
@@ -25,8 +31,9 @@ class Receiver:
     nothing of the images.
 
     Args:
-        model (nn.Module): A classifier of MMPretrain, or one of timm in
-            MMPretrain's ``TimmClassifier``.
+        model (nn.Module): A classifier of MMPretrain, or one of timm or
+            torchvision in a ``TimmClassifier`` or
+            ``mmcakd.TorchvisionClassifier``.
         blocks (Sequence[int], optional): The last block of each stage of an
             isotropic network.
 
@@ -44,6 +51,13 @@ class Receiver:
             skip_transition=True,
             fresh_extra_tokens=True,
         )
+        package, _, _ = find_family(self.tail.backbone)[0].rpartition('.')
+        self._has_head = getattr(model, 'head', None) is not None
+        if not self._has_head and package not in ('timm', 'torchvision'):
+            raise ValueError(
+                f'how a {type(model).__name__} reads out its last stage is '
+                f'not known. {CURE}'
+            )
         # What the model itself does, to compare with.
         prefix, _ = find_backbone(model)
         self._own = [
@@ -71,13 +85,16 @@ class Receiver:
 
     @property
     def num_heads(self) -> int:
-        """Heads of the last attention, or one for 32 channels without any."""
+        """Heads of the last attention; without any, of about 32 channels."""
         heads = [
             module.num_heads
             for module in self.tail.backbone.modules()
             if isinstance(getattr(module, 'num_heads', None), int)
         ]
-        return heads[-1] if heads else max(self.width // 32, 1)
+        if heads:
+            return heads[-1]
+        most = max(self.width // 32, 1)
+        return next(n for n in range(most, 0, -1) if self.width % n == 0)
 
     def check(self) -> None:
         """Compare with the model's first forward since it was built.
@@ -90,21 +107,25 @@ class Receiver:
         stage, logits = (recorder.get_record_data() for recorder in self._own)
         for recorder in self._own:
             recorder.reset_data_buffer()
+        # A teacher may run in half precision, but its weights do not.
+        dtype = next(self.model.parameters()).dtype
+        modes = [(part, part.training) for part in self.model.modules()]
+        self.model.eval()
         cause = None
         try:
-            same = self._classify(self.tail.end.pick(stage))
+            same = self._classify(self.tail.end.pick(stage).to(dtype))
             error = (same - logits).abs().max() / logits.abs().max()
-        except (RuntimeError, TypeError) as failure:
+        except Exception as failure:
             error, cause = torch.inf, failure
-        # A teacher may run in half precision. A head that starts at zero
-        # tells nothing, and 0 / 0 is no error.
+        finally:
+            for part, mode in modes:
+                part.training = mode
+        # A head that starts at zero tells nothing, and 0 / 0 is no error.
         if error > 0.05:
             raise ValueError(
                 f'the {type(self.model).__name__} of a '
                 f'{type(self.tail.backbone).__name__} does more between its '
-                'last stage and its class scores than is known of it; let '
-                'the other model come last (`first` of the assistant), or '
-                'choose another model'
+                f'last stage and its class scores than is known of it. {CURE}'
             ) from cause
 
     def __call__(
@@ -128,8 +149,10 @@ class Receiver:
     def _classify(self, stage: torch.Tensor) -> torch.Tensor:
         """From the last stage, in the network's layout, to class scores."""
         model, backbone, end = self.model, self.tail.backbone, self.tail.end
-        if hasattr(backbone, 'forward_head'):
-            return backbone.forward_head(stage)
+        if not self._has_head:
+            if hasattr(backbone, 'forward_head'):
+                return backbone.forward_head(stage)
+            return _classify_as_torchvision(backbone, stage, end.layout)
         if hasattr(backbone, '_format_output'):
             # A plain ViT: the class token, or the mean of the others.
             out = backbone._format_output(stage, self.tail.end_grid)
@@ -146,9 +169,23 @@ class Receiver:
                 norm.bias,
                 norm.eps,
             )
-        if not model.with_neck:
+        neck = getattr(model, 'neck', None)
+        if neck is None:
             return model.head((out,))
-        if isinstance(getattr(model.neck, 'gap', None), nn.AdaptiveAvgPool1d):
+        if isinstance(getattr(neck, 'gap', None), nn.AdaptiveAvgPool1d):
             # MLP-Mixers hand on tokens without a grid.
             out = out.flatten(2)
-        return model.head(model.neck((out,)))
+        return model.head(neck((out,)))
+
+
+def _classify_as_torchvision(
+    net: nn.Module, stage: torch.Tensor, layout: str
+) -> torch.Tensor:
+    if layout == 'NLC':
+        return net.heads(stage[:, 0])
+    names = ('fc', 'head', 'classifier')
+    head = next(getattr(net, name) for name in names if hasattr(net, name))
+    pooled = to_map(stage, layout).mean((2, 3), keepdim=True)
+    # A ConvNeXt's begins with a norm over maps.
+    flattens = any(isinstance(part, nn.Flatten) for part in head.modules())
+    return head(pooled if flattens else pooled.flatten(1))

@@ -125,7 +125,7 @@ def _mixer(net: nn.Module, blocks: Blocks) -> list[Tap]:
     ends = check_blocks(blocks, len(net.blocks))
     return chain(
         split_at(paths(net, 'blocks'), ends),
-        norm='norm',
+        norm=_norm(net),
         layout='NLC',
         grid_source='stem.proj',
     )
