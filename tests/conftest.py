@@ -16,7 +16,13 @@ assert mmcakd.__version__
 
 CLASSES = 5
 #: Channels of the last stage of each backbone below.
-WIDTHS = dict(ResNet=32, ConvNeXt=32, SwinTransformer=64, VisionTransformer=16)
+WIDTHS = dict(
+    ResNet=32,
+    ConvNeXt=32,
+    SwinTransformer=64,
+    VisionTransformer=16,
+    MlpMixer=16,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -62,14 +68,25 @@ def vit(**kwargs) -> dict:
     return cfg | dict(patch_size=16) | kwargs
 
 
+def mixer(**kwargs) -> dict:
+    """Four blocks of 16 channels at stride 16."""
+    arch = dict(
+        embed_dims=16, num_layers=4, tokens_mlp_dims=8, channels_mlp_dims=16
+    )
+    return dict(type='MlpMixer', arch=arch, img_size=64) | kwargs
+
+
 def classifier(backbone: dict, classes: int = CLASSES, **kwargs) -> dict:
     """An MMPretrain classifier on one of the backbones above."""
     is_vit = backbone['type'] == 'VisionTransformer'
     pooled = is_vit or backbone['type'] == 'ConvNeXt'
+    pool = dict(type='GlobalAveragePooling')
+    if backbone['type'] == 'MlpMixer':
+        pool['dim'] = 1
     cfg = dict(
         type='mmpretrain.ImageClassifier',
         backbone=backbone,
-        neck=None if pooled else dict(type='GlobalAveragePooling'),
+        neck=None if pooled else pool,
         head=dict(
             type='VisionTransformerClsHead' if is_vit else 'LinearClsHead',
             num_classes=classes,
@@ -194,6 +211,7 @@ def tiny() -> SimpleNamespace:
         convnext=convnext,
         swin=swin,
         vit=vit,
+        mixer=mixer,
         classifier=classifier,
         record=record,
         recorders=recorders,

@@ -12,7 +12,7 @@ from mmcakd.engine import prepare_cpu_launcher
 
 
 class KeepWeights(Hook):
-    """Save the weights before the first step and after every one."""
+    """Save the weights before and after every step, and the metrics."""
 
     def __init__(self, out: str) -> None:
         self.out = out
@@ -23,6 +23,9 @@ class KeepWeights(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch, outputs):
         self.save(runner, runner.iter, outputs)
+
+    def after_val_epoch(self, runner, metrics) -> None:
+        torch.save(metrics, f'{self.out}_rank{self.rank}_metrics.pth')
 
     def save(self, runner, step, losses) -> None:
         model = getattr(runner.model, 'module', runner.model)

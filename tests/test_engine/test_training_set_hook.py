@@ -5,14 +5,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpretrain.datasets import CustomDataset
 from mmpretrain.registry import DATASETS
 from torch import nn
+from torch.utils.data import DataLoader
 
 from mmcakd.engine import TrainingSetHook
-from mmcakd.engine.hooks.training_set_hook import read_training_labels
+from mmcakd.engine.hooks.training_set_hook import (
+    read_training_labels,
+    smallest_batch,
+)
 
 #: Of the 20 images in the folder of these tests.
 LABELS = [label for label in range(5) for _ in range(4)]
@@ -233,10 +238,126 @@ def test_nothing_is_read_if_nothing_asks(short_run, tiny, monkeypatch):
     assert runner.iter == 5
 
 
+# ---------------------------------------------------------- smallest batches
+
+
+class Sized:
+    """A batch sampler of someone's own."""
+
+    def __iter__(self):
+        yield from ([0, 1], [2])
+
+    def __len__(self):
+        return 2
+
+
+@pytest.mark.parametrize(
+    ('images', 'arguments', 'expected'),
+    [
+        (12, dict(batch_size=4), 4),
+        (13, dict(batch_size=4), 1),
+        (15, dict(batch_size=4), 3),
+        (13, dict(batch_size=4, drop_last=True), 4),
+        # Less than a batch.
+        (3, dict(batch_size=4), 3),
+        (3, dict(batch_sampler=Sized()), None),
+    ],
+)
+def test_smallest_batch_of_an_epoch(images, arguments, expected):
+    loader = DataLoader(range(images), **arguments)
+    assert smallest_batch(loader) == expected
+    if expected and not arguments.get('drop_last'):
+        assert min(map(len, loader)) == expected
+
+
+@pytest.mark.parametrize(
+    ('sampler', 'expected'),
+    [
+        # 7 images for each of two processes, of which one is repeated.
+        (lambda data: DefaultSampler(data, shuffle=False), 1),
+        # 6 for one of them, which is this.
+        (lambda data: DefaultSampler(data, shuffle=False, round_up=False), 3),
+        (InfiniteSampler, 3),
+    ],
+)
+def test_smallest_batch_is_that_of_the_process(monkeypatch, sampler, expected):
+    monkeypatch.setattr(
+        'mmengine.dataset.sampler.get_dist_info', lambda: (1, 2)
+    )
+    data = range(13)
+    loader = DataLoader(data, batch_size=3, sampler=sampler(data))
+    assert smallest_batch(loader) == expected
+
+
+@pytest.fixture
+def nce_run(short_run, tiny):
+    """Make a run with an InfoNCE loss between the last stages."""
+    embed = dict(
+        type='mmcakd.PooledEmbedding',
+        embed_dims=None,
+        inputs=dict(feature=tiny.record('stages', True, 3)),
+        shape_like=tiny.record('stages', False, 3),
+    )
+    distiller = dict(
+        student_recorders=dict(stages=dict(type='mmcakd.StageOutputs')),
+        teacher_recorders=dict(stages=dict(type='mmcakd.StageOutputs')),
+        connectors=dict(embed=embed),
+        distill_losses=dict(loss_nce=dict(type='mmcakd.InfoNCELoss')),
+        loss_forward_mappings=dict(
+            loss_nce=dict(
+                student=dict(connector='embed'),
+                teacher=tiny.record('stages', False, 3),
+            )
+        ),
+    )
+
+    def make(**kwargs):
+        return short_run(
+            model=tiny.distillation(distiller=distiller),
+            custom_hooks=[dict(type='mmcakd.TrainingSetHook')],
+            **kwargs,
+        )
+
+    return make
+
+
+def start(cfg) -> Runner:
+    """Run up to the first step."""
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(FailAt(epoch=0, step=0))
+    with pytest.raises(Power):
+        runner.train()
+    return runner
+
+
+def test_single_image_at_the_end_of_an_epoch_is_told_at_its_start(nce_run):
+    # 19 of the 20 images, and 1.
+    runner = Runner.from_cfg(nce_run(train=dict(batch_size=19)))
+    runner.register_hook(FailAt(epoch=0, step=0))
+    with pytest.raises(ValueError, match='single image.*drop_last=True'):
+        runner.train()
+    start(nce_run(train=dict(batch_size=19, drop_last=True)))
+    start(nce_run(train=dict(batch_size=18)))
+
+
+def test_run_without_epochs_has_no_rest(nce_run):
+    cfg = nce_run(
+        train=dict(
+            batch_size=19, sampler=dict(type='InfiniteSampler', shuffle=True)
+        ),
+        train_cfg=dict(by_epoch=False, max_iters=2, val_interval=2),
+    )
+    cfg.default_hooks.pop('seed')
+    start(cfg)
+
+
 def test_testing_builds_no_training_set():
     class Part(nn.Module):
         def prepare_from_labels(self, labels):
             pytest.fail('was prepared')
+
+        def check_batch_size(self, smallest):
+            pytest.fail('was checked')
 
     runner = SimpleNamespace(_train_loop=dict(by_epoch=True), model=Part())
     TrainingSetHook().before_run(runner)

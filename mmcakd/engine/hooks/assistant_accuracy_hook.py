@@ -6,9 +6,11 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from mmengine.runner.amp import autocast
 from mmpretrain.evaluation import Accuracy
 from torch import nn
 
+from mmcakd.models.connectors import AssistantConnector
 from mmcakd.registry import HOOKS
 
 
@@ -26,7 +28,7 @@ class AssistantAccuracyHook(Hook):
         topk (Sequence[int]): Defaults to ``(1, )``.
 
     Raises:
-        ValueError: The model has no distiller with such a connector.
+        ValueError: The model has no distiller with such an assistant.
 
     Examples:
         >>> default_hooks = dict(
@@ -42,12 +44,16 @@ class AssistantAccuracyHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Look for the assistant before anything is trained."""
         distiller = getattr(_unwrap(runner.model), 'distiller', None)
-        connectors = list(getattr(distiller, 'connector_inputs', ()))
-        if self.connector not in connectors:
+        assistants = [
+            name
+            for name, connector in getattr(distiller, 'connectors', {}).items()
+            if isinstance(connector, AssistantConnector)
+        ]
+        if self.connector not in assistants:
             raise ValueError(
                 'AssistantAccuracyHook evaluates the connector '
-                f'{self.connector!r}, but the distiller has {connectors}; '
-                "set the hook's `connector`, or remove the hook"
+                f'{self.connector!r}, but the assistants of the distiller are '
+                f"{assistants}; set the hook's `connector`, or remove the hook"
             )
 
     def before_val_epoch(self, runner: Runner) -> None:
@@ -77,9 +83,12 @@ class AssistantAccuracyHook(Hook):
         """Let the assistant classify the batch."""
         model = _unwrap(runner.model)
         model.distiller.student_recorders.__exit__(None, None, None)
-        with model.distiller.teacher_recorders:
-            model.teacher(self._images)
-        logits = model.distiller.run_connector(self.connector)['logits']
+        # The precision of the student's features.
+        with autocast(enabled=runner.val_loop.fp16):
+            with model.distiller.teacher_recorders:
+                model.teacher(self._images)
+            output = model.distiller.run_connector(self.connector)
+        logits = output['logits']
         del self._images
         scores = logits.float().softmax(1)
         self.metric.process(

@@ -4,24 +4,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
+from torch.utils.data import DataLoader
 
 from mmcakd.registry import HOOKS
 
 
 @HOOKS.register_module()
 class TrainingSetHook(Hook):
-    """Hand the labels of the training images to the parts that need them.
+    """Tell the parts of the model what they must know of the training set.
 
-    These are the modules of the model with a method ``prepare_from_labels``,
-    such as :class:`mmcakd.models.losses.CRDLoss`. Without one, nothing is
-    read.
+    - Modules with a method ``prepare_from_labels``, such as
+      :class:`mmcakd.models.losses.CRDLoss`, get the labels of the training
+      images. Without such a module, no label is read.
+    - Modules with a method ``check_batch_size``, such as
+      :class:`mmcakd.models.losses.InfoNCELoss`, get the number of images in
+      the smallest batch of an epoch, and may refuse it.
 
     Raises:
         ValueError: The training set does not tell its labels, or joins
-            several data sets, whose samples have no index of their own.
+            several data sets, whose samples have no index of their own; or
+            the smallest batch is too small for a part.
     """
 
     # Before the EMAHook copies the model; and before weights are loaded,
@@ -29,21 +35,55 @@ class TrainingSetHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_run(self, runner: Runner) -> None:
-        """Read the labels, once, if the run trains."""
+        """Tell them, once, if the run trains."""
         # Asking for `runner.train_loop` would build it for a test.
         if not isinstance(runner._train_loop, BaseLoop):
             return
         model = runner.model
         model = model.module if is_model_wrapper(model) else model
+        loader = runner.train_dataloader
+        smallest = smallest_batch(loader)
+        for part in model.modules():
+            if smallest is not None and hasattr(part, 'check_batch_size'):
+                part.check_batch_size(smallest)
         parts = [
             part
             for part in model.modules()
             if hasattr(part, 'prepare_from_labels')
         ]
         if parts:
-            labels = read_training_labels(runner.train_dataloader.dataset)
+            labels = read_training_labels(loader.dataset)
             for part in parts:
                 part.prepare_from_labels(labels)
+
+
+def smallest_batch(loader: DataLoader) -> int | None:
+    """Count the images of the smallest batch of an epoch on this process.
+
+    Args:
+        loader (DataLoader): The training data.
+
+    Returns:
+        int, optional: The batch size, or the rest of the epoch. None for a
+        batch sampler of one's own that does not tell its batch size.
+
+    Examples:
+        >>> from torch.utils.data import DataLoader
+        >>> from mmcakd.engine.hooks.training_set_hook import smallest_batch
+        >>> smallest_batch(DataLoader(range(9), batch_size=4))
+        1
+        >>> smallest_batch(DataLoader(range(9), batch_size=4, drop_last=True))
+        4
+    """
+    batches = loader.batch_sampler
+    size = getattr(batches, 'batch_size', None)
+    if size is None:
+        return None
+    # It goes on from one epoch to the next.
+    endless = isinstance(batches.sampler, InfiniteSampler)
+    if endless or batches.drop_last:
+        return size
+    return len(batches.sampler) % size or size
 
 
 def read_training_labels(dataset: Any) -> torch.Tensor:

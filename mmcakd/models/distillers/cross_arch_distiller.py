@@ -1,6 +1,6 @@
 """A distiller whose connectors form a graph."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from inspect import Parameter, signature
 from typing import Any
 
@@ -156,7 +156,7 @@ class CrossArchDistiller(ConfigurableDistiller):
         for name, mapping in self.connector_inputs.items():
             parameters = signature(self.connectors[name].forward).parameters
             _check_arguments(f'connector {name!r}', parameters, mapping)
-        self.connector_order = self._sort_connectors()
+        self.connector_order = self._sort_connectors(self.connector_inputs)
 
     def _references(self) -> Iterator[tuple[str, dict]]:
         for kind, mappings in (
@@ -223,8 +223,8 @@ class CrossArchDistiller(ConfigurableDistiller):
                 'there'
             )
 
-    def _sort_connectors(self) -> list[str]:
-        """Order the connectors so that each follows those it reads."""
+    def _sort_connectors(self, names: Iterable[str]) -> list[str]:
+        """Order connectors, and those they read, in front of their readers."""
         order: list[str] = []
         waiting: list[str] = []
 
@@ -247,7 +247,7 @@ class CrossArchDistiller(ConfigurableDistiller):
             waiting.pop()
             order.append(name)
 
-        for name in self.connector_inputs:
+        for name in names:
             visit(name)
         return order
 
@@ -387,15 +387,17 @@ class CrossArchDistiller(ConfigurableDistiller):
 
         Raises:
             RuntimeError: A record is missing, or a loss has no gradient.
+            ValueError: A loss asserts something of its inputs that they are
+                not.
         """
         self._start_step(data_samples)
-        for name in self.connector_order:
-            inputs = self._gather(self.connector_inputs[name])
-            self._outputs[name] = self.connectors[name](**inputs)
-        losses = {
-            name: self.distill_losses[name](**self._gather(mapping))
-            for name, mapping in self.loss_forward_mappings.items()
-        }
+        self._run_connectors(self.connector_order)
+        losses = {}
+        for name, mapping in self.loss_forward_mappings.items():
+            inputs = self._gather(mapping)
+            # MMRazor's losses assert without a word.
+            with _explain(f'loss {name!r}', inputs, AssertionError):
+                losses[name] = self.distill_losses[name](**inputs)
         self._end_step()
         if self.training and torch.is_grad_enabled():
             for name, loss in losses.items():
@@ -413,20 +415,26 @@ class CrossArchDistiller(ConfigurableDistiller):
 
         Args:
             name (str): A connector with ``inputs``, none of which is a label.
+
+        Raises:
+            ValueError: There is no such connector.
         """
+        if name not in self.connector_inputs:
+            raise ValueError(
+                f'there is no connector {name!r} with inputs of its own; '
+                f'there are {self.connector_order}'
+            )
         self._start_step(None)
         try:
-            for earlier in self.connector_order:
-                inputs = self._gather(self.connector_inputs[earlier])
-                self._outputs[earlier] = self.connectors[earlier](**inputs)
-                if earlier == name:
-                    return self._outputs[name]
+            self._run_connectors(self._sort_connectors([name]))
+            return self._outputs[name]
         finally:
             self._end_step()
-        raise ValueError(
-            f'there is no connector {name!r} with inputs of its own; there '
-            f'are {self.connector_order}'
-        )
+
+    def _run_connectors(self, names: Iterable[str]) -> None:
+        for name in names:
+            inputs = self._gather(self.connector_inputs[name])
+            self._outputs[name] = self.connectors[name](**inputs)
 
     def zero_losses(self) -> dict[str, torch.Tensor]:
         """Zero for every loss, in contact with every parameter.
@@ -583,21 +591,25 @@ def _check_arguments(what: str, parameters, mapping: Mapping) -> None:
 class _explain:
     """Name the part and its input shapes in an error."""
 
-    def __init__(self, what: str, inputs: dict[str, Any]) -> None:
+    def __init__(
+        self, what: str, inputs: dict[str, Any], kind: type = Exception
+    ) -> None:
         self.what = what
         self.inputs = inputs
+        self.kind = kind
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind, error, traceback) -> None:
-        if isinstance(error, Exception):
+        if isinstance(error, self.kind):
             shapes = ', '.join(
                 f'{name} {_shape(value)}'
                 for name, value in self.inputs.items()
             )
             raise ValueError(
-                f'{self.what} does not accept its inputs ({shapes}): {error}'
+                f'{self.what} does not accept its inputs ({shapes}): '
+                f'{error or type(error).__name__}'
             ) from error
 
 

@@ -118,6 +118,19 @@ class InfoNCELoss(nn.Module):
         # from weight decay.
         self.logit_scale = nn.Parameter(torch.tensor([-math.log(tau)]))
 
+    def check_batch_size(self, smallest: int) -> None:
+        """Refuse batches of a single image before training starts.
+
+        The :class:`mmcakd.engine.TrainingSetHook` calls this.
+
+        Args:
+            smallest (int): Images of a process in the smallest batch.
+
+        Raises:
+            ValueError: They have no others to be told from.
+        """
+        _check_candidates(smallest * (get_world_size() if self.gather else 1))
+
     def forward(
         self, student: torch.Tensor, teacher: torch.Tensor
     ) -> torch.Tensor:
@@ -165,13 +178,17 @@ def _search(
     if gather:
         candidates = _GatherRows.apply(candidates)
         targets = targets + get_rank() * len(anchors)
-    if len(candidates) == 1:
+    _check_candidates(len(candidates))
+    return F.cross_entropy(scale * anchors @ candidates.T, targets)
+
+
+def _check_candidates(count: int) -> None:
+    if count == 1:
         raise ValueError(
             'a single image has no others to be told from: use a larger '
-            'batch, drop_last=True in the data loader if it was the rest of '
+            'batch, drop_last=True in the data loader if it is the rest of '
             'an epoch, or, in several processes, gather=True'
         )
-    return F.cross_entropy(scale * anchors @ candidates.T, targets)
 
 
 def _check_equal_batches(rows: torch.Tensor) -> None:

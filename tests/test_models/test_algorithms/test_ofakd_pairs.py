@@ -19,33 +19,12 @@ def ofakd(**losses) -> dict:
     return distiller
 
 
-def mixer(tiny) -> dict:
-    backbone = dict(
-        type='MlpMixer',
-        arch=dict(
-            embed_dims=16,
-            num_layers=4,
-            tokens_mlp_dims=8,
-            channels_mlp_dims=16,
-        ),
-        img_size=64,
-    )
-    return dict(
-        type='mmpretrain.ImageClassifier',
-        backbone=backbone,
-        neck=dict(type='GlobalAveragePooling', dim=1),
-        head=dict(
-            type='LinearClsHead', num_classes=tiny.classes, in_channels=16
-        ),
-    )
-
-
 KINDS = dict(
     cnn=lambda tiny: tiny.classifier(tiny.resnet()),
     convnext=lambda tiny: tiny.classifier(tiny.convnext()),
     vit=lambda tiny: tiny.classifier(tiny.vit()),
     swin=lambda tiny: tiny.classifier(tiny.swin()),
-    mlp=mixer,
+    mlp=lambda tiny: tiny.classifier(tiny.mixer()),
 )
 
 

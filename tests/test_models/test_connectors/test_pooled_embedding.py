@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from mmcakd.models.connectors import PooledEmbedding
 
@@ -29,6 +30,41 @@ def test_width_is_read_from_the_model():
     # and only once
     embed.prepare(dict(feature=feature), None)
     assert embed.linear is linear
+
+
+@pytest.mark.parametrize('shape', [(2, 6, 4, 8), (2, 6)])
+def test_width_may_be_that_of_another_feature(shape):
+    embed = PooledEmbedding(embed_dims=None)
+    feature = torch.randn(shape)
+    embed.prepare(dict(feature=feature), torch.rand(2, 4, 3, 3))
+    assert isinstance(embed.linear, nn.Linear)
+    assert embed(feature).shape == (2, 4)
+    assert embed.embed_dims == 4
+
+
+@pytest.mark.parametrize('like', [(2, 6, 3, 3), (2, 6)])
+def test_feature_of_that_width_is_pooled_only(like):
+    embed = PooledEmbedding(embed_dims=None)
+    feature = torch.randn(2, 6, 4, 8)
+    embed.prepare(dict(feature=feature), torch.rand(like))
+    assert not list(embed.parameters())
+    assert torch.equal(embed(feature), feature.mean((2, 3)))
+    # It still knows what it was built for.
+    with pytest.raises(ValueError, match='built for features'):
+        embed(torch.rand(2, 7))
+
+
+def test_known_width_needs_no_other_feature():
+    embed = PooledEmbedding(embed_dims=None, in_channels=6)
+    assert embed.linear is None
+    embed.prepare(dict(feature=torch.rand(2, 6)), torch.rand(2, 3))
+    assert embed.linear.weight.shape == (3, 6)
+
+
+def test_width_that_nothing_tells_is_refused():
+    embed = PooledEmbedding(embed_dims=None)
+    with pytest.raises(ValueError, match='`shape_like`, or set `embed_dims`'):
+        embed.prepare(dict(feature=torch.rand(2, 6)), None)
 
 
 def test_an_embedding_without_a_width_is_refused():

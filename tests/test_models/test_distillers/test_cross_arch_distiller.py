@@ -288,6 +288,210 @@ def test_shape_like_of_an_unknown_recorder_is_named(build, tiny):
         build(**scaled(tiny, like=tiny.record('features', False, 2)))
 
 
+class Widen(BaseConnector):
+    """Give a feature the width of another one."""
+
+    def prepare(self, inputs, like):
+        (feature,) = inputs.values()
+        self.linear = nn.Conv2d(feature.shape[1], like.shape[1], 1)
+
+    def forward(self, feature):
+        return self.linear(feature)
+
+
+def widened(tiny, **like) -> dict:
+    """Connectors of which each takes its width from another, and a loss."""
+    return dict(
+        connectors={
+            name: dict(
+                type=Widen,
+                inputs=dict(feature=tiny.record('stages', True, 1)),
+                shape_like=reference,
+            )
+            for name, reference in like.items()
+        },
+        distill_losses=dict(loss=dict(type=Sum)),
+        loss_forward_mappings=dict(
+            loss=dict(
+                zip(
+                    ('first', 'second', 'third'),
+                    [dict(connector=name) for name in like],
+                    strict=False,
+                )
+            )
+        ),
+    )
+
+
+def test_shape_like_may_name_a_connector(build, tiny):
+    # By name, `a` comes first; `b` has to be built before it.
+    model = build(
+        **widened(
+            tiny,
+            a=dict(connector='b'),
+            b=dict(connector='c'),
+            c=tiny.record('stages', False, 3),
+        )
+    )
+    distiller = model.distiller
+    assert distiller.connector_order == ['c', 'b', 'a']
+    widths = [c.linear.out_channels for c in distiller.connectors.values()]
+    assert widths == [32, 32, 32]
+    losses = model.train()(*tiny.batch(), mode='loss')
+    assert losses['distill.loss'].requires_grad
+
+
+def test_shape_like_may_name_one_output_of_a_connector(build, tiny):
+    parts = widened(tiny, a=dict(connector='b', connector_idx=1), b={})
+    parts['connectors']['b'] = dict(
+        type=Join,
+        inputs=dict(
+            left=tiny.record('stages', True, 3),
+            right=tiny.record('stages', False, 3),
+        ),
+    )
+    parts['loss_forward_mappings']['loss']['second']['connector_idx'] = 0
+    model = build(**parts)
+    assert model.distiller.connectors.a.linear.out_channels == 32
+
+
+def test_shape_like_may_name_connectors_among_several(build, tiny):
+    parts = scaled(
+        tiny, logits=tiny.record('logits', False), map=dict(connector='wide')
+    )
+    parts['connectors']['wide'] = dict(
+        type=Widen,
+        inputs=dict(feature=tiny.record('stages', True, 1)),
+        shape_like=tiny.record('stages', False, 2),
+    )
+    mapping = parts['loss_forward_mappings']['loss']
+    mapping['third'] = dict(connector='wide')
+    model = build(**parts)
+    _, like = model.distiller.connectors.scale.shapes
+    assert like == dict(logits=(2, tiny.classes), map=(2, 16, 8, 8))
+
+
+def test_shape_like_that_closes_a_circle_is_refused(build, tiny):
+    with pytest.raises(ValueError, match='circle: a -> b -> a'):
+        build(**widened(tiny, a=dict(connector='b'), b=dict(connector='a')))
+    with pytest.raises(ValueError, match='circle: a -> a'):
+        build(
+            **widened(
+                tiny,
+                a=dict(connector='a'),
+                b=tiny.record('stages', False, 2),
+            )
+        )
+
+
+def test_shape_like_of_an_unknown_connector_is_named(build, tiny):
+    parts = widened(
+        tiny, a=dict(connector='z'), b=tiny.record('stages', False, 2)
+    )
+    with pytest.raises(ValueError, match="shape_like.*'a'.*'z'"):
+        build(**parts)
+
+
+def test_connector_that_only_gives_a_shape_is_unused(build, tiny):
+    parts = widened(
+        tiny,
+        a=dict(connector='c'),
+        b=tiny.record('stages', False, 2),
+        c=tiny.record('stages', False, 3),
+    )
+    del parts['loss_forward_mappings']['loss']['third']
+    with pytest.raises(ValueError, match=r"no loss or connector.*\['c'\]"):
+        build(**parts)
+
+
+# ----------------------------------------------------------- one connector run
+
+
+@pytest.fixture
+def joined(build, tiny):
+    """A model whose connector `sum` reads `join`, and `label` a label."""
+
+    class Labels(nn.Module):
+        def forward(self, feature, label):
+            return feature.mean() + label.float().mean()
+
+    model = build(
+        connectors=dict(
+            join=dict(
+                type=Join,
+                inputs=dict(
+                    left=tiny.record('stages', True, 3),
+                    right=tiny.record('stages', False, 3),
+                ),
+            ),
+            label=dict(
+                type=Labels,
+                inputs=dict(
+                    feature=tiny.record('stages', True, 3),
+                    label=dict(label='hard'),
+                ),
+            ),
+            sum=dict(
+                type=Sum,
+                inputs=dict(
+                    first=dict(connector='join', connector_idx=0),
+                    second=dict(connector='join', connector_idx=1),
+                ),
+            ),
+        ),
+        distill_losses=dict(loss=dict(type=Sum)),
+        loss_forward_mappings=dict(
+            loss=dict(
+                first=dict(connector='sum'), second=dict(connector='label')
+            )
+        ),
+    ).eval()
+    images, _ = tiny.batch()
+    with (
+        model.distiller.student_recorders,
+        model.distiller.teacher_recorders,
+        torch.no_grad(),
+    ):
+        model.teacher(images)
+        model.student(images)
+    return model, images
+
+
+def test_one_connector_runs_on_the_last_records(joined):
+    model, images = joined
+    # `label`, which would need labels, is not read by it.
+    assert model.distiller.connector_order == ['join', 'label', 'sum']
+    output = model.distiller.run_connector('sum')
+    expected = 2 * model.student.backbone(images)[0].sum()
+    torch.testing.assert_close(output, expected)
+    for manager in (
+        model.distiller.student_recorders,
+        model.distiller.teacher_recorders,
+    ):
+        stages = manager.get_recorder('stages')
+        assert not any(stages.data_buffer)
+        assert not manager.get_recorder('logits').data_buffer
+
+
+def test_connector_without_records_says_so(joined):
+    model, _ = joined
+    model.distiller.run_connector('join')
+    with pytest.raises(RuntimeError, match='recorded nothing|recorded 0'):
+        model.distiller.run_connector('join')
+
+
+@pytest.mark.parametrize('name', ['sums', 'loss'])
+def test_connector_that_is_not_there_is_named(joined, name):
+    model, _ = joined
+    with pytest.raises(ValueError, match=f"no connector '{name}'.*'join'"):
+        model.distiller.run_connector(name)
+    # The records are still there.
+    model.distiller.run_connector('sum')
+
+
+# ---------------------------------------------------------- no trace is left
+
+
 def test_trying_the_graph_leaves_no_trace(tiny):
     student = tiny.build(tiny.classifier(tiny.resnet()))
     teacher = tiny.build(tiny.classifier(tiny.swin()))

@@ -13,7 +13,7 @@ import torch
 from torch.autograd import gradcheck
 
 import mmcakd
-from mmcakd.models.losses import InfoNCELoss
+from mmcakd.models.losses import InfoNCELoss, info_nce_loss
 
 WORKER = Path(__file__).with_name('info_nce_worker.py')
 ROOT = Path(mmcakd.__file__).parents[1]
@@ -307,6 +307,29 @@ def test_gather_in_a_single_process_changes_nothing():
 def test_a_single_image_is_refused(gather):
     with pytest.raises(ValueError, match=r'drop_last=True.*gather=True'):
         InfoNCELoss(gather=gather)(torch.rand(1, 4), torch.rand(1, 4))
+
+
+@pytest.mark.parametrize(
+    ('gather', 'processes', 'smallest', 'refused'),
+    [
+        (False, 1, 1, True),
+        (False, 1, 2, False),
+        # Each process searches among its own images.
+        (False, 2, 1, True),
+        (True, 2, 1, False),
+        (True, 1, 1, True),
+    ],
+)
+def test_batch_of_one_is_refused_before_training(
+    monkeypatch, gather, processes, smallest, refused
+):
+    monkeypatch.setattr(info_nce_loss, 'get_world_size', lambda: processes)
+    loss = InfoNCELoss(gather=gather)
+    if refused:
+        with pytest.raises(ValueError, match=r'drop_last=True.*gather=True'):
+            loss.check_batch_size(smallest)
+    else:
+        loss.check_batch_size(smallest)
 
 
 @pytest.mark.parametrize(

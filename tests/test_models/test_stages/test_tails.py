@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmcakd.models.recorders import StageOutputsRecorder
-from mmcakd.models.stages import build_tail, to_tokens
+from mmcakd.models.stages import build_tail, frozen_statistics, to_tokens
 from mmcakd.models.teachers import Teacher
 
 ARCH = dict(embed_dims=16, num_layers=6, num_heads=2, feedforward_channels=32)
@@ -95,7 +95,10 @@ every_teacher = pytest.mark.parametrize('name', TEACHERS)
 
 
 def build(name, size):
-    net = TEACHERS[name](size)
+    return ready(TEACHERS[name](size))
+
+
+def ready(net):
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.3)
     net.eval()
@@ -253,6 +256,207 @@ def test_batch_norm_in_a_tail_learns_nothing(tiny):
     assert tokens.grad.abs().sum() > 0
     for key, value in teacher.model.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+# ------------------------------------------- behind the transition in front
+
+
+#: Networks, and the module whose input is what enters the blocks of the last
+#: stage: a map ``(N, C, H, W)``, or tokens behind that many extra ones.
+ENTRIES = {
+    'swin': ('stages.3.blocks.0', (2, 3), 64, 0),
+    'swin with padded windows': ('stages.3.blocks.0', (2, 3), 64, 0),
+    'swin without final norm': ('stages.3.blocks.0', (2, 3), 64, 0),
+    'swin v2': ('stages.3.blocks.0', (2, 3), 64, 0),
+    'resnet': ('layer4', (4, 6), 16, 0),
+    'convnext': ('stages.3', (2, 3), 32, 0),
+    'mixer': ('layers.5', (4, 6), 16, 0),
+    'timm swin': ('layers.3', (4, 6), 32, 0),
+    'timm vit with registers': ('blocks.5', (4, 6), 16, 5),
+    'vit': ('layers.5', (4, 6), 16, 1),
+    'vit without cls': ('layers.5', (4, 6), 16, 0),
+    'deit distilled': ('layers.5', (4, 6), 16, 2),
+    'beit with shared bias': ('layers.5', (4, 6), 16, 1),
+    'DaViT': ('stages.3.blocks.0', (2, 3), 64, 0),
+    'TinyViT': ('stages.3.blocks.0', (2, 3), 32, 0),
+    'HorNet': ('stages.3', (2, 3), 128, 0),
+    'EdgeNeXt': ('stages.3', (2, 3), 32, 0),
+    'RepLKNet': ('stages.3', (2, 3), 64, 0),
+    'RepMLPNet': ('stages.3', (2, 3), 64, 0),
+    'PoolFormer': ('network.6', (2, 3), 32, 0),
+    'DenseNet': ('stages.3', (2, 3), 6, 0),
+    'MobileNetV2': ('layer6', (4, 6), 24, 0),
+    'T2T_ViT': ('encoder.5', (4, 6), 16, 1),
+}
+
+
+@pytest.mark.parametrize('name', ENTRIES)
+def test_tail_entered_behind_the_transition(name, networks):
+    path, grid, width, extra = ENTRIES[name]
+    size = (64, 96)
+    if name in TEACHERS:
+        net = build(name, size)
+    else:
+        net = ready(networks.mmpretrain[name].build(size))
+    tail = build_tail(net, 3, skip_transition=True)
+    entered = []
+    net.get_submodule(path).register_forward_pre_hook(
+        lambda module, inputs: entered.append(inputs[0])
+    )
+    stages = run(net, torch.randn(2, 3, *size))
+    entry = entered[0]
+    if name == 'timm swin':
+        entry = entry.permute(0, 3, 1, 2)
+    tokens = to_tokens(entry)[:, extra:]
+    assert tail.grid == grid
+    assert tail.width == width
+    assert tokens.shape[1:] == (grid[0] * grid[1], width)
+    assert torch.equal(tail(tokens), stages[3])
+    # The comparison could tell what is skipped from what is not.
+    assert not torch.equal(tail(tokens.flip(1)), stages[3])
+
+
+@pytest.mark.parametrize('name', ['swin', 'convnext', 'resnet', 'vit'])
+def test_entry_follows_the_network_to_another_image_size(name):
+    net = build(name, (64, 64))
+    tail = build_tail(net, 3, skip_transition=True)
+    sides = {'swin': 32, 'convnext': 32, 'resnet': 16, 'vit': 16}
+    for size in ((64, 96), (128, 64)):
+        stages = run(net, torch.randn(2, 3, *size))
+        assert tail.grid == tuple(side // sides[name] for side in size)
+        replayed = tail(
+            torch.randn(2, tail.grid[0] * tail.grid[1], tail.width)
+        )
+        assert replayed.shape == stages[3].shape
+
+
+def test_several_stages_behind_a_transition():
+    net = build('swin', (64, 64))
+    tail = build_tail(net, 2, skip_transition=True)
+    entered = []
+    net.stages[2].blocks[0].register_forward_pre_hook(
+        lambda module, inputs: entered.append(inputs[0])
+    )
+    stages = run(net, torch.randn(2, 3, 64, 64))
+    assert torch.equal(tail(entered[0]), stages[3])
+
+
+@pytest.mark.parametrize('name', ['swin', 'resnet', 'vit', 'timm swin'])
+def test_replay_keeps_the_layout_that_a_view_turns_into_tokens(name):
+    net = build(name, (64, 96))
+    tail = build_tail(net, 3)
+    raw = []
+    net.get_submodule(tail.end.source).register_forward_hook(
+        lambda module, inputs, outputs: raw.append(outputs)
+    )
+    stages = run(net, torch.randn(2, 3, 64, 96))
+    replayed = tail.replay(stages[2])
+    assert torch.equal(replayed, raw[0])
+    assert torch.equal(tail.view(replayed), stages[3])
+    if tail.end.layout == 'NLC':
+        height, width = tail.end_grid
+        assert height * width == stages[3].shape[1]
+        assert width > height
+
+
+# ----------------------------------------------------- tokens without images
+
+
+def cls_and_position(net):
+    return net.cls_token + net.pos_embed[:, :1]
+
+
+#: What enters the first block in front of the patches.
+FRESH = {
+    'vit': cls_and_position,
+    'eva02': cls_and_position,
+    'T2T_ViT': cls_and_position,
+    'beit with positions and final norm': cls_and_position,
+    # No position of its own.
+    'deit3': lambda net: net.cls_token,
+    'beit': lambda net: net.cls_token,
+    'deit distilled': lambda net: (
+        torch.cat((net.cls_token, net.dist_token), 1) + net.pos_embed[:, :2]
+    ),
+    'timm vit with registers': lambda net: (
+        torch.cat((net.cls_token, net.reg_token), 1) + net.pos_embed[:, :5]
+    ),
+}
+
+
+@pytest.mark.parametrize('name', FRESH)
+def test_fresh_extra_tokens_are_those_in_front_of_the_first_block(
+    name, networks
+):
+    if name in TEACHERS:
+        net = build(name, (64, 64))
+    else:
+        net = ready(networks.mmpretrain[name].build((64, 64)))
+    tail = build_tail(net, 3, fresh_extra_tokens=True)
+    own = build_tail(net, 3)
+    run(net, torch.randn(3, 3, 64, 64))
+    expected = FRESH[name](net)
+    assert torch.equal(tail.extra_tokens, expected.expand(3, -1, -1))
+    assert own.extra_tokens.shape == tail.extra_tokens.shape
+    # Those of this depth have seen the images.
+    assert not torch.allclose(own.extra_tokens[0], own.extra_tokens[1])
+
+
+@pytest.mark.parametrize('name', ['vit', 'timm vit with registers'])
+def test_fresh_extra_tokens_tell_nothing_of_the_images(name):
+    net = build(name, (64, 64))
+    fresh = build_tail(net, 3, fresh_extra_tokens=True)
+    own = build_tail(net, 3)
+    tokens = torch.randn(2, 16, 16)
+    results = []
+    for _ in range(2):
+        run(net, torch.randn(2, 3, 64, 64))
+        results.append((fresh(tokens), own(tokens)))
+    (first, others), (second, others_again) = results
+    assert torch.equal(first, second)
+    assert not torch.allclose(others, others_again)
+
+
+# --------------------------------------------------------- frozen statistics
+
+
+def test_frozen_statistics_normalise_by_the_batch_and_learn_nothing():
+    norm = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
+    maps = torch.randn(5, 3, 4, 4) * 7 + 3
+    before = {key: x.clone() for key, x in norm.state_dict().items()}
+    with frozen_statistics(norm):
+        result = norm(maps)
+    for key, value in norm.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert result.mean((0, 2, 3)).abs().max() < 1e-5
+    # Otherwise it is the norm that it was.
+    assert torch.equal(norm(maps), result)
+    assert norm[1].num_batches_tracked == 1
+    assert not torch.equal(norm[1].running_mean, before['1.running_mean'])
+
+
+def test_frozen_statistics_leave_other_norms_alone():
+    norms = nn.ModuleList(
+        [
+            nn.BatchNorm2d(2).eval(),
+            nn.BatchNorm2d(2, track_running_stats=False),
+            nn.LayerNorm(2),
+        ]
+    )
+    with frozen_statistics(norms):
+        assert norms[0].track_running_stats
+        maps = torch.randn(3, 2, 2, 2)
+        # By its own mean and variance, 0 and 1.
+        assert torch.allclose(norms[0](maps), maps, atol=1e-4)
+    assert [n.track_running_stats for n in norms[:2]] == [True, False]
+
+
+def test_statistics_are_learned_again_after_an_error():
+    norm = nn.BatchNorm1d(2)
+    with pytest.raises(ValueError, match='stop'), frozen_statistics(norm):
+        raise ValueError('stop')
+    norm(torch.randn(3, 2))
+    assert norm.num_batches_tracked == 1
 
 
 # -------------------------------------------------------------------- errors
