@@ -1,4 +1,4 @@
-"""Train a model by its config: a distillation, or any MMPretrain one."""
+"""Train a model by its config: a distillation, or any OpenMMLab one."""
 
 import argparse
 import os
@@ -68,8 +68,10 @@ def set_dataloader_defaults(cfg: Config) -> None:
             defaults = ConfigDict(
                 pin_memory=get_device() != 'cpu',
                 persistent_workers=cfg[name].get('num_workers', 0) > 0,
-                collate_fn=dict(type='default_collate'),
             )
+            # Images of detectors differ in size and are stacked later.
+            if cfg.get('default_scope', 'mmpretrain') == 'mmpretrain':
+                defaults.collate_fn = dict(type='default_collate')
             cfg[name] = ConfigDict(defaults, **cfg[name])
 
 

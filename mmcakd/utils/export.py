@@ -1,4 +1,4 @@
-"""From a distillation run to an ordinary MMPretrain checkpoint and config."""
+"""From a distillation run to an ordinary checkpoint and config."""
 
 import os
 from collections import OrderedDict
@@ -10,10 +10,17 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, ConfigDict
 
-from mmcakd.models.teachers import read_checkpoint, read_model_cfg
+from mmcakd.models.teachers import (
+    build_model,
+    read_checkpoint,
+    read_model_cfg,
+)
 from mmcakd.version import __version__
 
 _STUDENT = 'architecture.'
+
+#: Packages whose classifiers are MMPretrain's with more to choose from.
+_PLUG_INS = ('mmcakd', 'mmrazor')
 
 _EVALUATION_KEYS = (
     'default_scope',
@@ -150,6 +157,14 @@ def without_pretraining(cfg):
     return type(cfg)(kept)
 
 
+def _find_scope(model: ConfigDict, cfg: Config) -> str:
+    """Find the package in whose scope a student is built."""
+    prefix, _, name = str(model.get('type', '')).partition('.')
+    named = (model.get('_scope_'), name and prefix, cfg.get('default_scope'))
+    scopes = [scope for scope in named if scope and scope not in _PLUG_INS]
+    return scopes[0] if scopes else 'mmpretrain'
+
+
 def student_config(cfg: Config) -> Config:
     """Make the config that evaluates the student of a run as a plain model.
 
@@ -158,25 +173,33 @@ def student_config(cfg: Config) -> Config:
             passes.
 
     Returns:
-        Config: A config for MMPretrain with ``model``, ``data_preprocessor``
-        and what testing needs. ``mmcakd`` is imported only where something in
-        it is of mmcakd.
+        Config: A config for MMPretrain, or for MMDetection, MMSegmentation or
+        another package whose student it is, with ``model``, its
+        ``data_preprocessor`` and what testing needs. ``mmcakd`` is imported
+        only where something in it is of mmcakd.
     """
     model = cfg.model.get('architecture', cfg.model)
+    preprocessors = [cfg.get('data_preprocessor')]
     if model is not cfg.model:
         model = _resolve_model(model)
-        if 'data_preprocessor' in cfg.model:
-            model.setdefault('data_preprocessor', cfg.model.data_preprocessor)
+        preprocessors.insert(0, cfg.model.get('data_preprocessor'))
     model = without_pretraining(ConfigDict(model))
+    scope = _find_scope(model, cfg)
     model.pop('_scope_', None)
-    preprocessor = model.pop('data_preprocessor', None)
-    preprocessor = preprocessor or cfg.get('data_preprocessor')
+    # As in the run: MMPretrain's is the student's own where it has one, and
+    # another, given to the algorithm, replaces the student's.
+    is_replaced = 'architecture' in cfg.model and scope != 'mmpretrain'
+    place = len(preprocessors) if is_replaced else 0
+    preprocessors.insert(place, model.pop('data_preprocessor', None))
+    preprocessor = next(filter(None, preprocessors), None)
 
     plain = deepcopy({k: cfg[k] for k in _EVALUATION_KEYS if k in cfg})
-    plain['default_scope'] = 'mmpretrain'
-    if preprocessor is not None:
-        plain['data_preprocessor'] = preprocessor
+    plain['default_scope'] = scope
     plain['model'] = model
+    if preprocessor is not None:
+        # The others build `model` alone.
+        owner = plain if scope == 'mmpretrain' else model
+        owner['data_preprocessor'] = preprocessor
     if 'default_hooks' in plain:
         plain['default_hooks'] = {
             name: hook
@@ -205,10 +228,13 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def _verify(config: Path, checkpoint: Path) -> None:
-    """Load the files as MMPretrain does, and insist on every key."""
+    """Load the files as their package does, and insist on every key."""
     from mmpretrain import get_model
 
-    model = get_model(str(config))
+    if Config.fromfile(config).default_scope == 'mmpretrain':
+        model = get_model(str(config))
+    else:
+        model = build_model(str(config), 'student')
     model.load_state_dict(read_checkpoint(checkpoint)['state_dict'])
 
 
@@ -219,11 +245,12 @@ def export_student(
     ema: bool | None = None,
     which: str = 'last',
 ) -> Path:
-    """Write the student of a run as a plain MMPretrain checkpoint.
+    """Write the student of a run as a plain checkpoint of its package.
 
-    A config of the same name is written beside it. Both are loaded in
-    MMPretrain, with no missing and no unexpected key, before they take the
-    place of files of these names.
+    A classifier becomes a checkpoint of MMPretrain, a detector one of
+    MMDetection, a segmentor one of MMSegmentation. A config of the same name
+    is written beside it. Both are loaded, with no missing and no unexpected
+    key, before they take the place of files of these names.
 
     Args:
         source (str | Path): Checkpoint file, or work directory.

@@ -4,7 +4,8 @@ import mmcakd  # noqa: F401  isort: skip  (makes torchvision importable)
 
 import json
 import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -47,11 +48,13 @@ def operators() -> None:
 
 
 @pytest.fixture(scope='session')
-def exported(operators, tmp_path_factory) -> Callable[[str], Path]:
+def exported(operators, tmp_path_factory) -> Iterator[Callable[[str], Path]]:
     """Export a student of full size, with weights that no two share."""
     from mmpretrain.registry import MODELS
 
     from mmcakd.utils import export_student
+
+    folders = []
 
     @cache
     def export(name: str) -> Path:
@@ -73,6 +76,7 @@ def exported(operators, tmp_path_factory) -> Callable[[str], Path]:
             )
         )
         folder = tmp_path_factory.mktemp(name)
+        folders.append(folder)
         weights = {
             f'architecture.{k}': v for k, v in model.state_dict().items()
         }
@@ -82,7 +86,9 @@ def exported(operators, tmp_path_factory) -> Callable[[str], Path]:
         )
         return export_student(folder / 'iter_2.pth', folder / 'student.pth')
 
-    return export
+    yield export
+    for folder in folders:  # pytest would keep these hundreds of MB
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope='session')
@@ -133,14 +139,16 @@ def draw(rng) -> tuple[Image.Image, list[list[tuple[int, int]]]]:
 
 
 @pytest.fixture(scope='session')
-def coco_root(tmp_path_factory) -> Path:
+def coco_root(operators, tmp_path_factory) -> Path:
     """COCO with four images to train on and two to evaluate on."""
+    from mmdet.datasets import CocoDataset
+
     root = tmp_path_factory.mktemp('coco')
     rng = np.random.default_rng(0)
+    # All of them: an untrained detector finds any.
     categories = [
-        dict(id=1, name='person'),
-        dict(id=3, name='car'),
-        dict(id=18, name='dog'),
+        dict(id=index + 1, name=name)
+        for index, name in enumerate(CocoDataset.METAINFO['classes'])
     ]
     (root / 'annotations').mkdir()
     for split, count in (('train2017', 4), ('val2017', 2)):
@@ -154,7 +162,7 @@ def coco_root(tmp_path_factory) -> Path:
             images.append(
                 dict(id=index, file_name=name, width=width, height=height)
             )
-            for category, corners in zip(categories, shapes, strict=True):
+            for category, corners in zip((1, 3, 17), shapes, strict=True):
                 x, y = np.array(corners).T
                 box = [x.min(), y.min(), np.ptp(x), np.ptp(y)]
                 area = 0.5 * abs(x @ np.roll(y, 1) - y @ np.roll(x, 1))
@@ -162,7 +170,7 @@ def coco_root(tmp_path_factory) -> Path:
                     dict(
                         id=len(annotations) + 1,
                         image_id=index,
-                        category_id=category['id'],
+                        category_id=category,
                         bbox=[float(side) for side in box],
                         area=float(area),
                         segmentation=[
@@ -317,7 +325,7 @@ def shrink() -> Callable:
                 for key, value in cfg.items()
             }
         if isinstance(cfg, (list, tuple)):
-            return [divide(item, divisor, is_size) for item in cfg]
+            return type(cfg)(divide(item, divisor, is_size) for item in cfg)
         return cfg // divisor if is_size and isinstance(cfg, int) else cfg
 
     return divide

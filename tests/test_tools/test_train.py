@@ -144,6 +144,18 @@ def test_loaders_with_workers_keep_them(cfg, merge_args):
     assert not cfg.val_dataloader.persistent_workers
 
 
+@pytest.mark.parametrize(
+    ('scope', 'collate'),
+    [('mmpretrain', dict(type='default_collate')), ('mmdet', None)],
+)
+def test_images_that_differ_in_size_are_not_stacked_by_the_loader(
+    cfg, merge_args, scope, collate
+):
+    cfg.default_scope = scope
+    merge_args(cfg, arguments())
+    assert cfg.train_dataloader.get('collate_fn') == collate
+
+
 def test_validation_can_be_left_out(cfg, merge_args):
     merge_args(cfg, arguments(no_validate=True))
     assert cfg.val_dataloader is None and cfg.val_evaluator is None

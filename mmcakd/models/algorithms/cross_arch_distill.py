@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement
 from mmrazor.models.algorithms import SingleTeacherDistill
 from mmrazor.models.task_modules.recorder import (
     FunctionOutputsRecorder,
@@ -38,6 +39,8 @@ class CrossArchDistill(SingleTeacherDistill):
       bucket;
     - connectors read channel counts and grids from the two models, and every
       loss is tried on an example before training starts;
+    - the models may be classifiers, detectors or segmentors, each built in
+      the scope of its own package;
     - MixUp and CutMix of the student's ``train_cfg`` are applied, once, and
       both models see the mixed batch.
 
@@ -220,8 +223,14 @@ class CrossArchDistill(SingleTeacherDistill):
         return None
 
     def _run_example(self) -> list:
-        """Run both models on two blank images, as in a training step."""
+        """Run both models on two blank images, as in a training step.
+
+        Returns:
+            list: Their data samples, with labels if the student classifies
+            images.
+        """
         inputs = torch.zeros(2, 3, *self.input_size)
+        samples = _describe_images(len(inputs), self.input_size)
         was_training = self.student.training
         self.student.eval()
         for whose, model, recorders in (
@@ -230,7 +239,7 @@ class CrossArchDistill(SingleTeacherDistill):
         ):
             try:
                 with recorders:
-                    output = model(inputs, mode='tensor')
+                    output = model(inputs, samples, mode='tensor')
             except Exception as error:
                 cure = (
                     'set teacher_input_size to a size it accepts'
@@ -244,8 +253,10 @@ class CrossArchDistill(SingleTeacherDistill):
                     f'{error or type(error).__name__}; {cure}'
                 ) from error
         self.student.train(was_training)
-        logits = output if isinstance(output, torch.Tensor) else output[-1]
-        return make_samples(len(inputs), logits.shape[1])
+        num_classes = _count_classes(output)
+        return (
+            make_samples(len(inputs), num_classes) if num_classes else samples
+        )
 
     def train(self, mode: bool = True) -> 'CrossArchDistill':
         """Switch student and distiller; the teacher keeps its mode."""
@@ -336,15 +347,18 @@ def _build_student(
         return build_model(source, 'student'), data_preprocessor
     cfg = copy.deepcopy(data_preprocessor)
     kind = cfg.setdefault('type', 'mmpretrain.ClsDataPreprocessor')
+    kind = getattr(kind, '__name__', kind)
     is_for_classifiers = kind.endswith('ClsDataPreprocessor')
     if is_for_classifiers and not isinstance(source, BaseModel):
         return build_model(source, 'student', cfg), None
     student = build_model(source, 'student')
-    if getattr(student.data_preprocessor, 'batch_augments', None):
+    augments = getattr(student.data_preprocessor, 'batch_augments', None)
+    if augments and 'batch_augments' not in cfg:
         raise ValueError(
-            "the student's train_cfg asks for batch augmentations, which its "
-            f'own data_preprocessor does, but {kind} would replace that one; '
-            'give the config of the student a data_preprocessor instead'
+            'the student asks for batch augmentations (augments of its '
+            'train_cfg, or batch_augments), which its own data_preprocessor '
+            f'does, but {kind} would replace that one; give the config of '
+            'the student a data_preprocessor instead'
         )
     return student, cfg
 
@@ -360,6 +374,34 @@ def make_samples(count: int, num_classes: int) -> list:
         .set_gt_score(score)
         for index in range(count)
     ]
+
+
+def _describe_images(count: int, size: tuple[int, int]) -> list:
+    """Describe unlabelled images of one size.
+
+    Some detectors need this to make proposals, even without a loss.
+    """
+    sizes = ('ori_shape', 'img_shape', 'pad_shape', 'batch_input_shape')
+    image = dict.fromkeys(sizes, size) | dict(scale_factor=(1.0, 1.0))
+    return [
+        BaseDataElement(metainfo=image | dict(img_id=index, sample_idx=index))
+        for index in range(count)
+    ]
+
+
+def _count_classes(output: Any) -> int | None:
+    """Count the classes of a classifier of images by its output.
+
+    Returns:
+        int, optional: None for a model of another kind, such as a detector
+        or segmentor.
+    """
+    output = getattr(output, 'logits', output)
+    if isinstance(output, list | tuple):
+        output = output[-1]
+    if isinstance(output, torch.Tensor) and output.ndim == 2:
+        return output.shape[1]
+    return None
 
 
 def _native_size(model: nn.Module) -> Size | None:

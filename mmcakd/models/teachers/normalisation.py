@@ -6,12 +6,10 @@ from torch import nn
 
 def is_rgb(preprocessor: nn.Module) -> bool:
     """Whether a preprocessor turns BGR images into RGB."""
-    # MMPretrain's preprocessor names the switch; MMEngine's and MMDetection's
-    # keep it under another name.
-    return bool(
-        getattr(preprocessor, 'to_rgb', False)
-        or getattr(preprocessor, '_channel_conversion', False)
-    )
+    # The switch of MMPretrain's preprocessor; of MMEngine's, which is also
+    # MMDetection's; and of MMSegmentation's.
+    switches = ('to_rgb', '_channel_conversion', 'channel_conversion')
+    return any(getattr(preprocessor, switch, False) for switch in switches)
 
 
 def read_normalisation(

@@ -1,0 +1,210 @@
+"""From a distillation to a detector and a segmentor, by the tools alone."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmcakd.utils import load_backbone, read_downstream_config
+
+REPO = Path(__file__).resolve().parents[2]
+CONFIGS = REPO / 'configs/downstream/shapes'
+DETECTOR = CONFIGS / 'retinanet_resnet_coco.py'
+SEGMENTOR = CONFIGS / 'fcn_resnet_ade20k.py'
+
+
+def run_tool(tool: str, *arguments, code: int = 0, **environment) -> str:
+    launcher = 'bash' if tool.endswith('.sh') else sys.executable
+    done = subprocess.run(
+        [launcher, REPO / 'tools' / tool, *map(str, arguments)],
+        env=os.environ
+        | dict(OMP_NUM_THREADS='1', PYTHON=sys.executable)
+        | environment,
+        cwd=REPO,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == code, done.stdout[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def data(operators, tmp_path_factory):
+    """Twenty-four rendered images to train on, and 12 to evaluate on."""
+    root = tmp_path_factory.mktemp('data')
+    for layout in ('imagenet', 'coco', 'ade20k'):
+        run_tool(
+            'dataset_converters/render_shapes.py',
+            root / layout,
+            *('--layout', layout, '--num-train', 24, '--num-val', 12),
+            *('--workers', 1),
+        )
+    return root
+
+
+@pytest.fixture(scope='module')
+def distilled(data, tmp_path_factory):
+    """Work directory of a distillation of two steps."""
+    work_dir = tmp_path_factory.mktemp('distilled')
+    run_tool(
+        'train.py',
+        REPO / 'configs/shapes/kd/vit_resnet.py',
+        *('--work-dir', work_dir, '--no-validate', '--cfg-options'),
+        f'train_dataloader.dataset.data_root={data}/imagenet',
+        'train_dataloader.batch_size=12',
+        'train_cfg.max_epochs=1',
+        'default_hooks.checkpoint.interval=1',
+    )
+    return work_dir
+
+
+@pytest.fixture(scope='module')
+def options(data):
+    """Settings of two steps in which the backbone alone stands still."""
+    common = [
+        'train_dataloader.batch_size=12',
+        'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult=0',
+        'default_hooks.logger.interval=1',
+    ]
+    return {
+        DETECTOR: common
+        + [
+            f'train_dataloader.dataset.data_root={data}/coco/',
+            f'val_dataloader.dataset.data_root={data}/coco/',
+            'val_evaluator.ann_file='
+            f'{data}/coco/annotations/instances_val2017.json',
+            'train_cfg.max_epochs=1',
+            'train_cfg.val_interval=1',
+            'default_hooks.checkpoint.interval=1',
+            # After two steps nothing is more likely than that.
+            'model.test_cfg.score_thr=0',
+        ],
+        SEGMENTOR: common
+        + [
+            f'train_dataloader.dataset.data_root={data}/ade20k',
+            f'val_dataloader.dataset.data_root={data}/ade20k',
+            'train_cfg.max_iters=2',
+            'train_cfg.val_interval=2',
+            'default_hooks.checkpoint.interval=2',
+        ],
+    }
+
+
+def arguments(config, student, work_dir, options, *more) -> list:
+    given = ['--student', student, '--work-dir', work_dir, *more]
+    return [config, *given, '--cfg-options', *options[config]]
+
+
+@pytest.fixture(scope='module')
+def detected(distilled, options, tmp_path_factory):
+    """A detector on the student, and one on a backbone from scratch."""
+    work_dir = tmp_path_factory.mktemp('detected') / 'runs'
+    given = arguments(
+        DETECTOR, distilled, work_dir, options, '--baseline', 'none'
+    )
+    return work_dir, given, run_tool('downstream.py', *given)
+
+
+def check_backbone(trained: Path, student: Path) -> None:
+    """All parameters of the backbone are the student's, to the bit."""
+    found, expected = (
+        torch.load(path)['state_dict'] for path in (trained, student)
+    )
+    kept = [
+        key
+        for key in expected
+        if key.startswith('backbone.')
+        and not key.endswith(
+            ('running_mean', 'running_var', 'num_batches_tracked')
+        )
+    ]
+    assert len(kept) == 63
+    for key in kept:
+        assert torch.equal(found[key], expected[key]), key
+
+
+def test_a_detector_is_trained_on_the_student(detected, distilled):
+    work_dir, _, printed = detected
+    assert printed.count('Epoch(train) [1][2/2]') == 2
+    assert printed.count("126 weights of the backbone are the student's") == 1
+    checkpoint = work_dir / 'student/seed0/epoch_1.pth'
+    check_backbone(checkpoint, distilled / 'student.pth')
+    report = (work_dir / 'report.md').read_text()
+    assert report.splitlines()[2] == '|  | AP box | AP50 box |'
+    assert '| student - scratch |' in report
+    found = json.loads((work_dir / 'results.json').read_text())
+    assert [run['name'] for run in found['runs']] == ['scratch', 'student']
+    for run in found['runs']:
+        assert 0 <= run['metrics']['coco/bbox_mAP'] <= 1
+    assert {'mmdet', 'mmcv'} <= found['versions'].keys()
+
+
+def test_finished_detectors_are_not_repeated(detected):
+    _, given, _ = detected
+    printed = run_tool('downstream.py', *given)
+    assert printed.count('finished already') == 2
+    assert 'Epoch(train)' not in printed
+    assert 'student - scratch' in printed
+
+
+def test_a_segmentor_is_trained_on_the_student(distilled, options, tmp_path):
+    given = arguments(SEGMENTOR, distilled, tmp_path / 'runs', options)
+    printed = run_tool('downstream.py', *given)
+    assert 'Iter(train) [2/2]' in printed
+    checkpoint = tmp_path / 'runs/student/seed0/iter_2.pth'
+    check_backbone(checkpoint, distilled / 'student.pth')
+    found = json.loads((tmp_path / 'runs/results.json').read_text())
+    (run,) = found['runs']
+    assert {'mIoU', 'aAcc'} <= run['metrics'].keys()
+    report = (tmp_path / 'runs/report.md').read_text()
+    assert report.splitlines()[2] == '|  | mIoU | aAcc |'
+
+
+def test_two_processes_train_a_detector_on_the_cpu(
+    distilled, options, tmp_path
+):
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        port = server.getsockname()[1]
+    config, *given = arguments(DETECTOR, distilled, tmp_path / 'runs', options)
+    printed = run_tool(
+        'dist_train.sh',
+        *(config, 2, *given),
+        'train_dataloader.batch_size=6',
+        TOOL='downstream.py',
+        PORT=str(port),
+    )
+    assert printed.count('Epoch(train) [1][2/2]') == 1
+    checkpoint = tmp_path / 'runs/student/seed0/epoch_1.pth'
+    check_backbone(checkpoint, distilled / 'student.pth')
+
+
+@pytest.mark.parametrize('config', [DETECTOR, SEGMENTOR])
+def test_a_student_of_another_family_stops_before_training(
+    config, options, tmp_path
+):
+    wrong = REPO / 'demo/vit-micro_shapes.pth'
+    given = arguments(config, wrong, tmp_path / 'runs', options)
+    printed = run_tool('downstream.py', *given, code=1)
+    assert f'{wrong} does not fit model.backbone' in printed
+    assert 'unexpected' in printed and 'ResNet_CIFAR(' in printed
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_the_examples_of_the_document_take_a_student(exported, tmp_path):
+    text = (REPO / 'docs/downstream.md').read_text()
+    examples = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        path = tmp_path / 'example.py'
+        path.write_text(example)
+        cfg = read_downstream_config(path)
+        assert len(load_backbone(cfg, exported('resnet50')).weights) == 318

@@ -1,0 +1,248 @@
+"""Train a detector or segmentor on the backbone of a distilled student.
+
+    downstream.py CONFIG --student RUN_OR_CHECKPOINT
+    downstream.py CONFIG --student work_dirs/kd/seed{seed} \\
+        --baseline work_dirs/alone/seed{seed} none --seed 0 1 2
+
+RUN_OR_CHECKPOINT is the work directory of a distillation, one of its
+checkpoints, an exported student, or any checkpoint of a classifier of
+MMPretrain. What it lacks of the config's backbone, or has beyond it, is an
+error before anything is trained.
+
+Each run is trained and evaluated in WORK_DIR/NAME/seedN, where NAME is
+student, baseline or scratch. Started again, the tool skips runs that are
+finished and resumes those that are not. It writes report.md and results.json
+into WORK_DIR.
+
+On several processes:
+
+    TOOL=downstream.py tools/dist_train.sh CONFIG 8 --student ...
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.dist import (
+    broadcast_object_list,
+    init_dist,
+    is_distributed,
+    is_main_process,
+)
+from rich.console import Console
+from rich.table import Table
+
+import mmcakd  # noqa: F401
+from mmcakd.engine.launcher import prepare_cpu_launcher
+from mmcakd.utils import describe_commit
+from mmcakd.utils.downstream import (
+    SCRATCH,
+    DownstreamRun,
+    LoadedBackbone,
+    load_backbone,
+    mark_run,
+    plan_run,
+    read_downstream_config,
+    read_metrics,
+    revert_sync_bn,
+    run_config,
+    tabulate,
+    train_run,
+    write_report,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument('config', help='of a detector or segmentor')
+    parser.add_argument(
+        '--student',
+        required=True,
+        metavar='RUN_OR_CHECKPOINT',
+        help='whose backbone is used; {seed} stands for the seed',
+    )
+    parser.add_argument(
+        '--baseline',
+        nargs='+',
+        default=[],
+        metavar='RUN_OR_CHECKPOINT',
+        help='train from the undistilled student, too; none stands for a\n'
+        'backbone from scratch, and may come besides',
+    )
+    parser.add_argument(
+        '--which',
+        choices=['last', 'best'],
+        default='last',
+        help='which checkpoint of a work directory (default: last)',
+    )
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        help='default: work_dirs/ and the name of the config',
+    )
+    parser.add_argument(
+        '--seed',
+        type=int,
+        nargs='+',
+        default=[0],
+        help='one or several; all are trained from each (default: 0)',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='override settings of the config: a.b=1 c="[1,2]" d="(x,y)"',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes of a distributed job were started',
+    )
+    # torch.distributed.launch passes it; torchrun sets the variable instead.
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0)
+    args = parser.parse_args()
+    if args.student == SCRATCH:
+        parser.error('--student needs weights; none is for --baseline')
+    if len(args.baseline) - args.baseline.count(SCRATCH) > 1 or (
+        args.baseline.count(SCRATCH) > 1
+    ):
+        parser.error('--baseline takes one student, or none, or both')
+    if args.work_dir is None:
+        args.work_dir = Path('work_dirs') / Path(args.config).stem
+    args.seed = list(dict.fromkeys(args.seed))
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def say(text: str) -> None:
+    if is_main_process():
+        print(text, flush=True)
+
+
+def start_processes(cfg: Config, launcher: str) -> None:
+    cfg.launcher = launcher
+    if launcher == 'none':
+        return  # MMEngine itself reverts synchronised BatchNorm
+    prepare_cpu_launcher(cfg)
+    if not is_distributed():
+        init_dist(launcher, **cfg.get('env_cfg', {}).get('dist_cfg', {}))
+    if get_device() == 'cpu' and revert_sync_bn(cfg):
+        say('BatchNorm is not synchronised: each process has its own')
+
+
+def on_first_process(function: Callable):
+    """Let the first process act, and give all what it returned or raised."""
+    outcome = [None, None]
+    if is_main_process():
+        try:
+            outcome[0] = function()
+        except (OSError, RuntimeError, ValueError) as error:
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    result, error = outcome
+    if error is not None:
+        raise error
+    return result
+
+
+def plan(args: argparse.Namespace) -> list[DownstreamRun]:
+    """All runs, in the order of the table."""
+    sources = dict.fromkeys(['scratch', 'baseline', 'student'])
+    sources['student'] = args.student
+    for source in args.baseline:
+        sources['scratch' if source == SCRATCH else 'baseline'] = source
+    return [
+        plan_run(name, source, seed, args.work_dir, args.which)
+        for name, source in sources.items()
+        if source
+        for seed in args.seed
+    ]
+
+
+def check(cfg: Config, run: DownstreamRun) -> LoadedBackbone | None:
+    if run.checkpoint is None:
+        return None
+    return load_backbone(cfg, run.checkpoint)
+
+
+def describe(run: DownstreamRun, backbone: LoadedBackbone | None) -> str:
+    label = f'{run.name}, seed {run.seed}'
+    if backbone is None:
+        return f'{label}: backbone from scratch'
+    notes = [f'{len(backbone.weights)} weights from {run.checkpoint}']
+    notes += [
+        f'{name} resized from {given} to {own}'
+        for name, (given, own) in backbone.resized.items()
+    ]
+    for kind in ('new', 'unused'):
+        if names := getattr(backbone, kind):
+            notes.append(f'{kind}: {", ".join(names)}')
+    return f'{label}: {"; ".join(notes)}'
+
+
+def report(args: argparse.Namespace, results: list) -> None:
+    command = shlex.join(['python', 'tools/downstream.py', *sys.argv[1:]])
+    path = write_report(
+        args.work_dir, args.config, results, command, describe_commit(ROOT)
+    )
+    header, rows = tabulate(results)
+    # Wide enough for all columns where the output is no terminal.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    table = Table(title=Path(args.config).stem, title_justify='left')
+    for name in header:
+        table.add_column(name, justify='right' if name else 'left')
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    print(f'{path}: the report')
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        given = read_downstream_config(args.config, args.cfg_options)
+        cfg = deepcopy(given)
+        start_processes(cfg, args.launcher)
+        runs = on_first_process(lambda: plan(args))
+        for run in runs:
+            say(describe(run, check(cfg, run)))
+        found = on_first_process(
+            lambda: [read_metrics(given, run) for run in runs]
+        )
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        say(f'error: {error}')
+        return 1
+
+    results = []
+    for run, metrics in zip(runs, found, strict=True):
+        if metrics is not None:
+            say(f'{run.work_dir}: finished already')
+        else:
+            if is_main_process():
+                mark_run(given, run)
+            metrics = train_run(run_config(cfg, run), check(cfg, run))
+            if is_main_process():
+                mark_run(given, run, metrics)
+        results.append((run, metrics))
+    if is_main_process():
+        report(args, results)
+    return 0
+
+
+if __name__ == '__main__':
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        raise SystemExit('\ninterrupted; run it again to go on') from None
