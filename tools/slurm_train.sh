@@ -29,4 +29,4 @@ PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}" exec srun \
     --cpus-per-task="${CPUS_PER_TASK:-5}" \
     --kill-on-bad-exit=1 \
     ${SRUN_ARGS:-} \
-    "${PYTHON:-python}" -u "$TOOLS/train.py" "$CONFIG" --work-dir "$WORK_DIR" --launcher slurm "${@:5}"
+    "${PYTHON:-python}" -u "$TOOLS/${TOOL:-train.py}" "$CONFIG" --work-dir "$WORK_DIR" --launcher slurm "${@:5}"

@@ -6,7 +6,7 @@ backbone = dict(
     type='mmpretrain.SwinTransformer',
     arch='tiny',
     out_indices=(0, 1, 2, 3),
-    # Images are no multiples of the window, as they are in classification.
+    # A map smaller than a window is padded, where a classifier refuses it.
     pad_small_map=True,
     init_cfg=dict(
         type='Pretrained', checkpoint='student.pth', prefix='backbone.'
