@@ -304,8 +304,11 @@ def test_one_training_step(name, train_one_step):
     projector = 'distiller.connectors.assistant.projector.'
     own = {key for key in run.before if key.startswith(projector)}
     assert own and TEMPERATURES | own <= run.changed
-    architecture = [key for key in run.before if 'architecture' in key]
-    assert {architecture[0], architecture[-1]} <= run.changed
+    # Of those between, a residual block's own last norm may start at zero,
+    # which keeps what is in front of it from moving in the first step.
+    params = [key for key, _ in model.architecture.named_parameters()]
+    ends = {f'architecture.{params[0]}', f'architecture.{params[-1]}'}
+    assert ends <= run.changed
 
     averaged = [hook for hook in run.runner.hooks if isinstance(hook, EMAHook)]
     assert len(averaged) == averages
