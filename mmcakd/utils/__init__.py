@@ -5,6 +5,7 @@ from .downstream import (
     read_downstream_config,
 )
 from .experiments import (
+    config_changes,
     describe_commit,
     describe_machine,
     draw_curves,
@@ -20,8 +21,10 @@ from .export import (
     student_config,
     student_state_dict,
 )
+from .files import replacing, sha256, write_text
 
 __all__ = [
+    'config_changes',
     'describe_backbone',
     'describe_commit',
     'describe_machine',
@@ -30,12 +33,15 @@ __all__ = [
     'find_checkpoint',
     'find_student',
     'load_backbone',
-    'recorded_config',
     'markdown_table',
     'mean_gain',
     'mean_std',
     'read_curve',
     'read_downstream_config',
+    'recorded_config',
+    'replacing',
+    'sha256',
     'student_config',
     'student_state_dict',
+    'write_text',
 ]

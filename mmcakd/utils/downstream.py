@@ -1,9 +1,7 @@
 """From a distilled student to a detector or segmentor with its backbone."""
 
 import ast
-import difflib
 import gc
-import hashlib
 import json
 import time
 from collections import OrderedDict
@@ -27,12 +25,14 @@ from mmcakd.models.teachers import read_checkpoint
 from mmcakd.models.teachers.checkpoint import DERIVED_BUFFERS
 
 from .experiments import (
+    config_changes,
     describe_machine,
     markdown_table,
     mean_gain,
     mean_std,
 )
-from .export import _STUDENT, _replacing, export_student, find_checkpoint
+from .export import STUDENT, export_student, find_checkpoint
+from .files import sha256, write_text
 
 SCRATCH = 'none'
 MARKER = 'downstream.json'
@@ -188,7 +188,7 @@ def find_student(source: str | Path, which: str = 'last') -> Path:
 
 def _export_if_needed(checkpoint: Path) -> Path:
     weights = read_checkpoint(checkpoint)['state_dict']
-    if not any(key.startswith(_STUDENT) for key in weights):
+    if not any(key.startswith(STUDENT) for key in weights):
         return checkpoint
     exported = checkpoint.with_name(f'{checkpoint.stem}_student.pth')
     if _is_export_of(exported, checkpoint):
@@ -206,15 +206,6 @@ def _is_export_of(exported: Path, checkpoint: Path) -> bool:
         read_checkpoint(path)['meta'] for path in (exported, checkpoint)
     )
     return all(made.get(key) == trained.get(key) for key in ('epoch', 'iter'))
-
-
-def sha256(path: str | Path) -> str:
-    """Digest of a file."""
-    content = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(2**20):
-            content.update(chunk)
-    return content.hexdigest()
 
 
 # --------------------------------------------------------- the backbone
@@ -651,22 +642,15 @@ def read_metrics(cfg: Config, run: DownstreamRun) -> dict | None:
     found = json.loads(marker.read_text())
     before, now = found['fingerprint'], fingerprint(cfg, run)
     if before != now:
+        what = (
+            config_changes(before['config'], now['config'])
+            or 'its backbone started from other weights'
+        )
         raise ValueError(
-            f'{run.work_dir} was trained otherwise: '
-            f'{_describe_change(before, now)}\nRemove it to train it again, '
-            'or choose another --work-dir'
+            f'{run.work_dir} was trained otherwise: {what}\nRemove it to '
+            'train it again, or choose another --work-dir'
         )
     return found['metrics']
-
-
-def _describe_change(before: dict, now: dict) -> str:
-    if before['config'] == now['config']:
-        return 'its backbone started from other weights'
-    lines = difflib.unified_diff(
-        before['config'].splitlines(), now['config'].splitlines(), n=0
-    )
-    changed = [line for line in lines if not line.startswith(('---', '+++'))]
-    return 'its config has changed since:\n' + '\n'.join(changed[:20])
 
 
 def mark_run(
@@ -675,16 +659,10 @@ def mark_run(
     """Write down that a run began or, with metrics, that it is finished."""
     run.work_dir.mkdir(parents=True, exist_ok=True)
     content = dict(fingerprint=fingerprint(cfg, run), metrics=metrics)
-    write_file(run.work_dir / MARKER, json.dumps(content))
+    write_text(run.work_dir / MARKER, json.dumps(content))
 
 
 # ---------------------------------------------------------------------- report
-
-
-def write_file(path: str | Path, text: str) -> None:
-    """Write a file so that nobody ever sees half of it."""
-    with _replacing(Path(path)) as written:
-        written.write_text(text)
 
 
 def tabulate(
@@ -805,7 +783,7 @@ def write_report(
         command=command,
         made=time.strftime('%Y-%m-%d %H:%M:%S'),
     )
-    write_file(work_dir / 'results.json', json.dumps(content, indent=2) + '\n')
+    write_text(work_dir / 'results.json', json.dumps(content, indent=2) + '\n')
 
     several = len(seeds) > 1
     report = [
@@ -838,5 +816,5 @@ def write_report(
         + ', '.join(f'{name} {number}' for name, number in versions.items()),
     ]
     path = work_dir / 'report.md'
-    write_file(path, '\n'.join(report) + '\n')
+    write_text(path, '\n'.join(report) + '\n')
     return path

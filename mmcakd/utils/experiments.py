@@ -1,5 +1,6 @@
 """What several training runs came to: curves, tables, and where they ran."""
 
+import difflib
 import json
 import os
 import platform
@@ -147,6 +148,28 @@ def draw_curves(
     axes.legend()
     figure.tight_layout()
     figure.savefig(out, dpi=120)
+
+
+def config_changes(before: str, now: str) -> str:
+    """Tell what has changed in the text of a config.
+
+    Examples:
+        >>> from mmcakd.utils import config_changes
+        >>> print(config_changes('lr = 1\\nseed = 0', 'lr = 2\\nseed = 0'))
+        its config has changed since:
+        @@ -1 +1 @@
+        -lr = 1
+        +lr = 2
+        >>> config_changes('lr = 1', 'lr = 1')
+        ''
+    """
+    lines = difflib.unified_diff(
+        before.splitlines(), now.splitlines(), n=0, lineterm=''
+    )
+    changed = [line for line in lines if not line.startswith(('---', '+++'))]
+    if not changed:
+        return ''
+    return 'its config has changed since:\n' + '\n'.join(changed[:20])
 
 
 def describe_machine() -> str:

@@ -1,9 +1,6 @@
 """From a distillation run to an ordinary checkpoint and config."""
 
-import os
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
@@ -17,7 +14,10 @@ from mmcakd.models.teachers import (
 )
 from mmcakd.version import __version__
 
-_STUDENT = 'architecture.'
+from .files import replacing
+
+#: What the weights of a student are called in those of a distillation.
+STUDENT = 'architecture.'
 
 #: Packages whose classifiers are MMPretrain's with more to choose from.
 _PLUG_INS = ('mmcakd', 'mmrazor')
@@ -119,8 +119,8 @@ def student_state_dict(
         prefix, weights = 'module.', checkpoint['ema_state_dict']
     else:
         prefix, weights = '', checkpoint['state_dict']
-    if any(key.startswith(prefix + _STUDENT) for key in weights):
-        prefix += _STUDENT
+    if any(key.startswith(prefix + STUDENT) for key in weights):
+        prefix += STUDENT
     return OrderedDict(
         # A student trained with channels last is saved as any other.
         (key.removeprefix(prefix), value.contiguous())
@@ -216,17 +216,6 @@ def student_config(cfg: Config) -> Config:
     return plain
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a file to write that takes the place of ``path`` at the end."""
-    written = path.with_name(f'.{os.getpid()}.{path.name}')
-    try:
-        yield written
-        os.replace(written, path)
-    finally:
-        written.unlink(missing_ok=True)
-
-
 def _verify(config: Path, checkpoint: Path) -> None:
     """Load the files as their package does, and insist on every key."""
     from mmpretrain import get_model
@@ -266,12 +255,34 @@ def export_student(
         Path: The file written.
 
     Examples:
+        >>> # What a run leaves behind:
+        >>> import tempfile
+        >>> import mmcakd
+        >>> from mmpretrain.models import build_classifier
+        >>> student = dict(
+        ...     type='ImageClassifier',
+        ...     backbone=dict(type='MobileNetV2', widen_factor=0.1),
+        ...     neck=dict(type='GlobalAveragePooling'),
+        ...     head=dict(type='LinearClsHead', in_channels=1280,
+        ...               num_classes=5))
+        >>> run = Config(dict(model=dict(
+        ...     type='mmcakd.CrossArchDistill', architecture=student)))
+        >>> weights = {f'architecture.{key}': value for key, value
+        ...            in build_classifier(student).state_dict().items()}
+        >>> work_dir = Path(tempfile.mkdtemp())
+        >>> torch.save(dict(meta=dict(cfg=run.pretty_text),
+        ...                 state_dict=weights), work_dir / 'epoch_1.pth')
+        >>> # Its student, and how MMPretrain reads it:
         >>> from mmcakd.utils import export_student
-        >>> export_student('work_dirs/scalekd')
-        PosixPath('work_dirs/scalekd/student.pth')
+        >>> exported = export_student(work_dir / 'epoch_1.pth')
+        >>> exported.name
+        'epoch_1_student.pth'
         >>> from mmpretrain import get_model
-        >>> model = get_model('work_dirs/scalekd/student.py',
-        ...                   pretrained='work_dirs/scalekd/student.pth')
+        >>> model = get_model(str(exported.with_suffix('.py')),
+        ...                   pretrained=str(exported))
+        Loads checkpoint by local backend from path: ...
+        >>> type(model).__name__
+        'ImageClassifier'
     """
     source = Path(source)
     if source.is_dir():
@@ -294,8 +305,8 @@ def export_student(
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
-        _replacing(out.with_suffix('.py')) as config_file,
-        _replacing(out) as checkpoint_file,
+        replacing(out.with_suffix('.py')) as config_file,
+        replacing(out) as checkpoint_file,
     ):
         plain.dump(config_file)
         torch.save(dict(meta=meta, state_dict=weights), checkpoint_file)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from PIL import Image, ImageDraw
 from torch import nn
@@ -315,6 +316,23 @@ def read_config() -> Callable[..., Config]:
 
 
 @pytest.fixture(scope='session')
+def read_recipe() -> Callable[[str], Config]:
+    """Read a config of MMDetection or MMSegmentation, as ours do."""
+    return lambda name: Config.fromstring(f"_base_ = '{name}.py'", '.py')
+
+
+@pytest.fixture(scope='session')
+def build_backbone(operators) -> Callable[[Config], nn.Module]:
+    """Build the backbone of a config, without its weights."""
+
+    def build(cfg: Config) -> nn.Module:
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            return MODELS.build(cfg.model.backbone)
+
+    return build
+
+
+@pytest.fixture(scope='session')
 def shrink() -> Callable:
     """Divide the sizes of images in a part of a config."""
 
@@ -381,10 +399,15 @@ def check_weights(read_backbone) -> Callable:
 
 
 @pytest.fixture(scope='session')
-def normalisations() -> set:
-    """How the students for ImageNet see their images."""
-    found = set()
-    for path in (CONFIGS / '_base_' / 'datasets').glob('imagenet_*.py'):
-        seen = Config.fromfile(path).data_preprocessor
-        found.add((tuple(seen.mean), tuple(seen.std), seen.to_rgb))
-    return found
+def check_normalisation() -> Callable[[Config], None]:
+    """Compare how images are seen with what students for ImageNet see."""
+
+    def check(cfg: Config) -> None:
+        found = set()
+        for path in (CONFIGS / '_base_' / 'datasets').glob('imagenet_*.py'):
+            seen = Config.fromfile(path).data_preprocessor
+            found.add((tuple(seen.mean), tuple(seen.std), seen.to_rgb))
+        seen = cfg.model.data_preprocessor
+        assert {(tuple(seen.mean), tuple(seen.std), seen.bgr_to_rgb)} == found
+
+    return check

@@ -279,9 +279,10 @@ def test_distillation_alone_brings_the_student_nearer(name, narrow):
         norm = sum(g.square().sum() for g in reached.values() if g is not None)
         for parameter in model.parameters():
             if parameter.grad is not None:
-                parameter -= 1e-3 * before * parameter.grad / norm
+                parameter -= 1e-5 * before * parameter.grad / norm
         gain = 1 - distill() / before
-    assert gain.item() == pytest.approx(1e-3, rel=0.5)
+    # Small, since the loss bends much; large enough for 32 bits.
+    assert gain.item() == pytest.approx(1e-5, rel=0.2)
 
 
 def test_recipes_are_those_of_mmrazor():

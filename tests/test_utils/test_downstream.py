@@ -15,6 +15,7 @@ from mmcakd.utils import (
     find_student,
     load_backbone,
     read_downstream_config,
+    sha256,
 )
 from mmcakd.utils.downstream import (
     DownstreamHook,
@@ -25,7 +26,6 @@ from mmcakd.utils.downstream import (
     revert_sync_bn,
     run_config,
     tabulate,
-    write_file,
     write_report,
 )
 
@@ -455,7 +455,7 @@ def run(student, tmp_path):
 
 def test_a_run_knows_its_weights(run, student, tmp_path):
     assert run.checkpoint == student
-    assert run.digest == downstream.sha256(student)
+    assert run.digest == sha256(student)
     assert run.work_dir == tmp_path / 'runs/student/seed3'
     assert not run.work_dir.exists()
 
@@ -605,17 +605,3 @@ def test_the_report_names_what_it_came_from(run, tmp_path):
     assert student['checkpoint'] == str(run.checkpoint)
     assert student['metrics'] == {'coco/bbox_mAP': 0.5}
     assert scratch['checkpoint'] is None
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / 'report.md'
-    write_file(path, 'old')
-
-    def fail(*args):
-        raise OSError('disk full')
-
-    monkeypatch.setattr(os, 'replace', fail)
-    with pytest.raises(OSError, match='disk full'):
-        write_file(path, 'new')
-    assert path.read_text() == 'old'
-    assert os.listdir(tmp_path) == ['report.md']

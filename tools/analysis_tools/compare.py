@@ -16,8 +16,6 @@ With --report-only nothing is trained, and runs made by hand count too.
 
 import argparse
 import csv
-import difflib
-import hashlib
 import json
 import re
 import shlex
@@ -37,6 +35,7 @@ from rich.table import Table
 
 import mmcakd  # noqa: F401
 from mmcakd.utils import (
+    config_changes,
     describe_commit,
     describe_machine,
     draw_curves,
@@ -44,6 +43,8 @@ from mmcakd.utils import (
     mean_gain,
     mean_std,
     read_curve,
+    sha256,
+    write_text,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,13 +175,7 @@ class Job:
         return self.work_dir / 'train.log'
 
 
-@cache
-def digest(path: str) -> str:
-    content = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(2**20):
-            content.update(chunk)
-    return content.hexdigest()
+digest = cache(sha256)
 
 
 def fingerprint(cfg: Config) -> dict:
@@ -208,9 +203,12 @@ def prepare_job(name: str, config: str, seed: int, args) -> Job | None:
                 'another --work-dir, or take it as it is by --report-only'
             )
     elif marker['fingerprint'] != given:
+        what = (
+            config_changes(marker['fingerprint']['config'], given['config'])
+            or 'the weights of its teacher have changed since'
+        )
         raise ValueError(
-            f'{work_dir} was trained otherwise: '
-            f'{describe_change(marker["fingerprint"], given)}\n'
+            f'{work_dir} was trained otherwise: {what}\n'
             'Remove it to train it again, choose another --work-dir, or take '
             'it as it is by --report-only'
         )
@@ -230,17 +228,7 @@ def read_marker(work_dir: Path) -> dict | None:
 
 
 def write_marker(work_dir: Path, **content) -> None:
-    (work_dir / MARKER).write_text(json.dumps(content))
-
-
-def describe_change(before: dict, now: dict) -> str:
-    if before['config'] == now['config']:
-        return 'the weights of its teacher have changed since'
-    lines = difflib.unified_diff(
-        before['config'].splitlines(), now['config'].splitlines(), n=0
-    )
-    changed = [line for line in lines if not line.startswith(('---', '+++'))]
-    return 'its config has changed since:\n' + '\n'.join(changed[:20])
+    write_text(work_dir / MARKER, json.dumps(content))
 
 
 def train(jobs: list[Job], at_once: int) -> list[Job]:

@@ -46,6 +46,7 @@ from mmcakd.datasets import (
     render_scene,
 )
 from mmcakd.datasets.rendered import RENDERER_VERSION
+from mmcakd.utils import write_text
 
 Job = tuple[str, int]
 Caption = list[tuple[str, str | tuple[int, int, int]]]
@@ -277,10 +278,8 @@ def write_instances(
             for job, objects in annotations.items()
             if paths[job] == path
         ]
-        half = path.with_suffix('.half')
         content = coco_instances(images, size)
-        half.write_text(json.dumps(content, separators=(',', ':')))
-        half.rename(path)
+        write_text(path, json.dumps(content, separators=(',', ':')))
 
 
 # --------------------------------------------------------------------- preview

@@ -3,30 +3,14 @@
 _base_ = [
     'mmseg::_base_/models/fcn_r50-d8.py',
     'mmseg::_base_/default_runtime.py',
-    '../../quickstart/_base_/student.py',
+    '../_base_/backbone_shapes.py',
 ]
-custom_imports = dict(
-    imports=['mmcakd', 'mmpretrain.models'], allow_failed_imports=False
-)
-
-# The quick start's student: maps at strides 2, 4, 8 and 16.
-backbone = _base_.pop('student').backbone
-backbone.update(
-    _delete_=True,
-    type='mmpretrain.ResNet_CIFAR',
-    out_indices=(0, 1, 2, 3),
-    init_cfg=dict(
-        type='Pretrained', checkpoint='student.pth', prefix='backbone.'
-    ),
-)
-backbone_weights = dict(new=[], unused=[])
-
 model = dict(
     data_preprocessor=dict(
         mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5], size=(64, 64)
     ),
     pretrained=None,
-    backbone=backbone,
+    backbone=_base_.pop('backbone'),
     # Of the maps at strides 4, 8 and 16.
     decode_head=dict(
         input_transform='resize_concat',
@@ -40,7 +24,6 @@ model = dict(
     ),
     auxiliary_head=None,
 )
-del backbone
 
 data_root = 'data/shapes_ade20k'
 train_pipeline = [

@@ -3,31 +3,15 @@
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     'mmdet::_base_/default_runtime.py',
-    '../../quickstart/_base_/student.py',
+    '../_base_/backbone_shapes.py',
 ]
-custom_imports = dict(
-    imports=['mmcakd', 'mmpretrain.models'], allow_failed_imports=False
-)
-
-# The quick start's student: maps at strides 2, 4, 8 and 16.
-backbone = _base_.pop('student').backbone
-backbone.update(
-    _delete_=True,
-    type='mmpretrain.ResNet_CIFAR',
-    out_indices=(0, 1, 2, 3),
-    init_cfg=dict(
-        type='Pretrained', checkpoint='student.pth', prefix='backbone.'
-    ),
-)
-backbone_weights = dict(new=[], unused=[])
-
 model = dict(
     data_preprocessor=dict(
         mean=[127.5, 127.5, 127.5],
         std=[127.5, 127.5, 127.5],
         pad_size_divisor=32,
     ),
-    backbone=backbone,
+    backbone=_base_.pop('backbone'),
     neck=dict(
         in_channels=[16, 32, 64, 128],
         out_channels=64,
@@ -43,7 +27,6 @@ model = dict(
         anchor_generator=dict(octave_base_scale=1.5, strides=[8, 16, 32]),
     ),
 )
-del backbone
 
 data_root = 'data/shapes_coco/'
 train_pipeline = [

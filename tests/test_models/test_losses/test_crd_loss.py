@@ -2,12 +2,6 @@
 
 import copy
 import math
-import os
-import runpy
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +9,7 @@ import torch.nn.functional as F
 from mmpretrain.structures import DataSample
 from mmrazor.models.losses import CRDLoss as MMRazorCRDLoss
 
-import mmcakd
 from mmcakd.models.losses import CRDLoss
-
-WORKER = Path(__file__).with_name('crd_worker.py')
-ROOT = Path(mmcakd.__file__).parents[1]
 
 IMAGES, CLASSES, DIMS, NEGATIVES = 30, 5, 8, 40
 LABELS = torch.arange(IMAGES) % CLASSES
@@ -323,47 +313,8 @@ def test_of_an_image_that_is_there_twice_the_last_one_is_kept():
         assert torch.allclose(memory[[7, 2]], expected)
 
 
-def test_two_processes_remember_what_one_does_of_the_joint_batch(
-    tmp_path, monkeypatch
-):
-    out = str(tmp_path / 'crd')
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        port = sock.getsockname()[1]
-    env = {
-        **os.environ,
-        'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), *sys.path])),
-        'MASTER_ADDR': '127.0.0.1',
-        'MASTER_PORT': str(port),
-        'WORLD_SIZE': '2',
-        'OMP_NUM_THREADS': '1',
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, '-W', 'ignore', WORKER, out],
-            env=env | dict(RANK=str(rank)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        monkeypatch.setattr(sys, 'argv', [str(WORKER), out])
-        monkeypatch.setenv('RANK', '0')
-        monkeypatch.setenv('WORLD_SIZE', '1')
-        runpy.run_path(str(WORKER), run_name='__main__')
-        for process in processes:
-            said, _ = process.communicate(timeout=300)
-            assert process.returncode == 0, said[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
-
-    one, first, second = (
-        torch.load(tmp_path / f'crd_{name}.pth')
-        for name in ('1_0', '2_0', '2_1')
-    )
+def test_two_processes_remember_what_one_does_of_the_joint_batch(run_worker):
+    one, first, second = run_worker('crd_worker.py')
     for joint, left, right in zip(one, first, second, strict=True):
         assert left['loss'] != right['loss']
         mean = (left['loss'] + right['loss']) / 2

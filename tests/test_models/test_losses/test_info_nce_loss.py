@@ -1,22 +1,13 @@
 """InfoNCE against closed forms, alone and in two processes."""
 
 import math
-import os
-import runpy
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch.autograd import gradcheck
 
-import mmcakd
 from mmcakd.models.losses import InfoNCELoss, info_nce_loss
 
-WORKER = Path(__file__).with_name('info_nce_worker.py')
-ROOT = Path(mmcakd.__file__).parents[1]
 WORKER_CASES = [
     'one direction', 'both directions', 'trained teacher', 'both of both'
 ]  # fmt: skip
@@ -219,43 +210,8 @@ def test_half_precision_features_of_any_size_have_a_gradient(size):
 
 
 @pytest.fixture(scope='module')
-def processes(tmp_path_factory):
-    """Results of one process, and of each of two."""
-    out = str(tmp_path_factory.mktemp('info_nce') / 'result')
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        port = sock.getsockname()[1]
-    env = {
-        **os.environ,
-        'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), *sys.path])),
-        'MASTER_ADDR': '127.0.0.1',
-        'MASTER_PORT': str(port),
-        'WORLD_SIZE': '2',
-        'OMP_NUM_THREADS': '1',
-    }
-    two = [
-        subprocess.Popen(
-            [sys.executable, '-W', 'ignore', WORKER, out],
-            env=env | dict(RANK=str(rank)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(sys, 'argv', [str(WORKER), out])
-            monkeypatch.setenv('RANK', '0')
-            monkeypatch.setenv('WORLD_SIZE', '1')
-            runpy.run_path(str(WORKER), run_name='__main__')
-        for process in two:
-            said, _ = process.communicate(timeout=300)
-            assert process.returncode == 0, said[-3000:]
-    finally:
-        for process in two:
-            process.kill()
-    return [torch.load(f'{out}_{name}.pth') for name in ('1_0', '2_0', '2_1')]
+def processes(run_worker):
+    return run_worker('info_nce_worker.py')
 
 
 @pytest.mark.parametrize('case', [*WORKER_CASES, 'few'])
