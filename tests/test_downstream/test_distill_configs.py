@@ -1,5 +1,7 @@
 """Detectors and segmentors that learn from detectors and segmentors."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from mmengine.runner import Runner
 from mmcakd.models.teachers.build import build_model, read_model_cfg
 from mmcakd.registry import MODELS
 
+ROOT = Path(__file__).parents[2]
 FPN = 'retinanet_swin-t_resnet50_fpn_1x_coco'
 LOGITS = 'fcn_swin-t_resnet50_ade20k_80k'
 
@@ -293,7 +296,7 @@ def test_recipes_are_those_of_mmrazor():
 
     ours = {
         name: Config.fromfile(
-            Path(__file__).parents[2] / f'configs/downstream/distill/{name}.py'
+            ROOT / f'configs/downstream/distill/{name}.py'
         ).model.distiller
         for name in (FPN, LOGITS)
     }
@@ -360,6 +363,47 @@ def test_features_of_full_size_have_the_same_shape(read_config):
     assert list(student.backbone.strides) == [1, 2, 1, 1]
     (upsample,) = cfg.distiller.connectors.values()
     assert upsample.func_args.scale_factor == 2
+
+
+@pytest.mark.parametrize(
+    'name, found',
+    [
+        (
+            FPN,
+            (
+                'RetinaNet (SwinTransformer)',
+                "preds_S: student's fpn[4]",
+                'student 80, teacher 80',
+                'there is no folder data/coco/',
+            ),
+        ),
+        (
+            LOGITS,
+            (
+                'EncoderDecoder (ResNetV1c)',
+                "preds_S: upsample of student's logits",
+                'student 150, teacher 150',
+                'there is no folder data/ade/ADEChallengeData2016',
+            ),
+        ),
+    ],
+)
+def test_a_dry_run_shows_both_networks_and_downloads_nothing(name, found):
+    done = subprocess.run(
+        [
+            sys.executable,
+            ROOT / 'tools/analysis_tools/dry_run.py',
+            ROOT / f'configs/downstream/distill/{name}.py',
+            *('--size', '64', '96'),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr  # without the data
+    printed = ' '.join(done.stdout.split())
+    for expected in (*found, 'what its own config names'):
+        assert expected in printed, expected
+    assert 'ownload' not in done.stdout.replace('download.openmmlab', '')
 
 
 # ---------------------------------------------------------------- connectors

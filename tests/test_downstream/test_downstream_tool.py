@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mmcakd.utils import load_backbone, read_downstream_config
 
@@ -155,6 +157,39 @@ def test_finished_detectors_are_not_repeated(detected):
     assert 'student - scratch' in printed
 
 
+def read_panels(path: Path, rows: int, columns: int) -> np.ndarray:
+    """Cut a picture into its panels, a frame and labels left out."""
+    pixels = np.asarray(Image.open(path).convert('RGB'))
+    height, width = pixels.shape[0] // rows, pixels.shape[1] // columns
+    panels = pixels[: rows * height, : columns * width]
+    panels = panels.reshape(rows, height, columns, width, 3).swapaxes(1, 2)
+    return panels[:, :, height // 8 : -height // 8, width // 6 : -width // 8]
+
+
+def test_what_detectors_see_is_drawn(detected, tmp_path):
+    work_dir, *_ = detected
+    tool, out = 'analysis_tools/draw_predictions.py', tmp_path / 'seen.png'
+    options = (work_dir, '--images', 0, 5, '--out', out)
+    printed = run_tool(tool, *options, '--score-thr', 2)
+    assert f'{out}: the truth, scratch, student' in printed
+    truth, scratch, student = read_panels(out, 3, 2)
+    # Without any object all see the image alone.
+    assert (scratch == student).mean() > 0.99
+    assert (truth != student).mean() > 0.01
+    run_tool(tool, *options, '--score-thr', 0)
+    _, scratch, student = read_panels(out, 3, 2)
+    assert (scratch != student).mean() > 0.05
+
+    for wrong, problem in (
+        (('--images', 3, 12), '[12]: the evaluation has 12'),
+        (('--seed', 1), 'has no seed 1, but [0]'),
+    ):
+        printed = run_tool(tool, work_dir, *wrong, code=1)
+        assert problem in printed
+    printed = run_tool(tool, tmp_path, code=1)
+    assert 'has no results.json' in printed
+
+
 def test_a_segmentor_is_trained_on_the_student(distilled, options, tmp_path):
     given = arguments(SEGMENTOR, distilled, tmp_path / 'runs', options)
     printed = run_tool('downstream.py', *given)
@@ -166,6 +201,9 @@ def test_a_segmentor_is_trained_on_the_student(distilled, options, tmp_path):
     assert {'mIoU', 'aAcc'} <= run['metrics'].keys()
     report = (tmp_path / 'runs/report.md').read_text()
     assert report.splitlines()[2] == '|  | mIoU | aAcc |'
+    run_tool('analysis_tools/draw_predictions.py', tmp_path / 'runs')
+    truth, student = read_panels(tmp_path / 'runs/predictions.png', 2, 4)
+    assert (truth != student).mean() > 0.05
 
 
 def test_two_processes_train_a_detector_on_the_cpu(

@@ -7,6 +7,7 @@ data cannot be read.
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -14,16 +15,21 @@ from contextlib import contextmanager
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.registry import init_default_scope
+from mmengine.registry import DATASETS, init_default_scope
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import mmcakd  # noqa: F401
 from mmcakd.models.algorithms import CrossArchDistill
-from mmcakd.models.algorithms.cross_arch_distill import make_samples
+from mmcakd.models.algorithms.cross_arch_distill import (
+    count_classes,
+    describe_images,
+    make_samples,
+)
 from mmcakd.models.recorders import StageOutputsRecorder
 from mmcakd.models.stages import StageTokens
+from mmcakd.models.teachers import read_model_cfg
 from mmcakd.registry import MODELS
 from mmcakd.utils.export import without_pretraining
 
@@ -114,11 +120,19 @@ class DryRun:
         model, distiller = self.model, self.model.distiller
         inputs = torch.zeros(BATCH, 3, *self.size)
         self.classes: dict[str, int] = {}
-        model.teacher.register_forward_hook(self._note_classes('teacher'))
+        samples = describe_images(BATCH, self.size)
         with torch.no_grad():
-            logits = model.student.eval()(inputs, mode='tensor')
-        self._note_classes('student')(None, None, logits)
-        samples = make_samples(BATCH, self.classes['student'])
+            for whose, network in (
+                ('student', model.student.eval()),
+                ('teacher', model.teacher),
+            ):
+                output = network(inputs, samples, mode='tensor')
+                classes = count_classes(output)
+                self.classes[whose] = classes or classes_of_heads(network)
+                if whose == 'student':
+                    self.is_classifier = classes is not None
+        if self.is_classifier:
+            samples = make_samples(BATCH, self.classes['student'])
         for recorders in self.recorders.values():
             for recorder in recorders:
                 recorder.stages_to_keep = {0, 1, 2, 3}
@@ -129,12 +143,20 @@ class DryRun:
         with self._measure('teacher'):
             model._run_teacher(inputs, samples)
         with self._measure('student'):
-            self.student_losses = model._run_student(inputs, samples)
+            self.student_losses = self._run_student(inputs, samples)
         for whose, recorders in self.recorders.items():
             for recorder in recorders:
                 self.stages[whose] = describe_stages(recorder)
         with self._measure('connectors'):
             distiller.compute_distill_losses(samples)
+
+    def _run_student(self, inputs: torch.Tensor, samples: list) -> list[str]:
+        if self.is_classifier:
+            return list(self.model._run_student(inputs, samples))
+        # Blank images have no objects that a detector could learn.
+        with self.model.distiller.student_recorders:
+            self.model.student(inputs, samples, mode='tensor')
+        return ['loss*']
 
     @contextmanager
     def _measure(self, part: str) -> Iterator[None]:
@@ -162,12 +184,6 @@ class DryRun:
             )
         }
 
-    def _note_classes(self, whose: str):
-        def note(module, inputs, logits) -> None:
-            self.classes[whose] = logits.shape[-1]
-
-        return note
-
     def _note_shape(self, name: str):
         def note(module, inputs, outputs) -> None:
             if isinstance(outputs, dict):
@@ -184,18 +200,41 @@ def build_model(cfg: Config, load_teacher: bool) -> CrossArchDistill:
         raise ValueError(
             'this is no distillation config: model has no architecture'
         )
-    model = without_pretraining(cfg.model)
+    model = without_pretraining({**cfg.model, **read_models(cfg)})
     if not load_teacher:
         model.pop('teacher_ckpt', None)
     if 'data_preprocessor' in cfg:
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = MODELS.build(model)
+    # How each weight was initialised, and that the teacher's were not loaded.
+    logging.disable(logging.WARNING)
+    try:
+        model = MODELS.build(model)
+    finally:
+        logging.disable(logging.NOTSET)
     if not isinstance(model, CrossArchDistill):
         raise ValueError(
             f'the model is a {type(model).__name__}; a dry run knows '
             'mmcakd.CrossArchDistill only'
         )
     return model
+
+
+def read_models(cfg: Config) -> dict:
+    """Read what the config only names."""
+    found = {}
+    for key, role in (('architecture', 'student'), ('teacher', 'teacher')):
+        found[key] = cfg.model.get(key)
+        if isinstance(found[key], str):
+            found[key] = read_model_cfg(found[key], role)
+    return found
+
+
+def classes_of_heads(network: torch.nn.Module) -> int:
+    """Classes of a detector or segmentor; its RPN alone would have one."""
+    return max(
+        (getattr(module, 'num_classes', 0) for module in network.modules()),
+        default=0,
+    )
 
 
 def describe_stages(recorder: StageOutputsRecorder) -> list:
@@ -242,9 +281,16 @@ def table(title: str, *columns: str) -> Table:
 
 def models_table(run: DryRun) -> Table:
     model, cfg = run.model, run.cfg.model
+    student = read_models(run.cfg)['architecture']
+    fetched = without_pretraining(student) != student
     made = table('Models', '', 'type', 'parameters', 'images', 'weights from')
     for name, network, size, weights in (
-        ('student', model.student, run.size, 'scratch'),
+        (
+            'student',
+            model.student,
+            run.size,
+            'what its own config names' if fetched else 'scratch',
+        ),
         (
             'teacher',
             model.teacher.model,
@@ -296,7 +342,10 @@ def reference(ref: dict) -> str:
         index = ref.get('data_idx')
     else:
         name, index = ref['connector'], ref.get('connector_idx')
-    return name if index is None else f'{name}[{index}]'
+    name = name if index is None else f'{name}[{index}]'
+    if 'recorder' in ref and 'connector' in ref:
+        return f'{ref["connector"]} of {name}'
+    return name
 
 
 def losses_table(run: DryRun) -> Table:
@@ -305,8 +354,10 @@ def losses_table(run: DryRun) -> Table:
     for name in run.student_losses:
         if 'loss' in name:
             weight = f'{run.model.student_loss_weight:g}'
-            head = type(run.model.student.head).__name__
-            made.add_row(f'student.{name}', head, weight, 'hard labels')
+            student = run.model.student
+            head = type(getattr(student, 'head', student)).__name__
+            reads = 'hard labels' if run.is_classifier else 'annotations'
+            made.add_row(f'student.{name}', head, weight, reads)
     for name, mapping in distiller.loss_forward_mappings.items():
         loss = distiller.distill_losses[name]
         made.add_row(
@@ -371,8 +422,6 @@ def innermost(dataset: dict) -> dict:
 
 def check_split(cfg: Config, split: str, run: DryRun) -> tuple[str, bool]:
     """Read the first image of a split; say what was found, and if it fits."""
-    from mmpretrain.registry import DATASETS
-
     cfg = cfg[f'{split}_dataloader'].dataset
     root = innermost(cfg).get('data_root') or ''
     if root and not os.path.isdir(root):
@@ -393,7 +442,9 @@ def check_split(cfg: Config, split: str, run: DryRun) -> tuple[str, bool]:
         found += f', {classes} classes'
         if classes != run.classes['student']:
             return f'{found}; the student has another number', False
-    if split == 'train' and size != run.size:
+    # Detectors see images of any size.
+    fixed = run.is_classifier and split == 'train'
+    if fixed and size != run.size:
         return f'{found}; the models were read at another size', False
     return found, True
 

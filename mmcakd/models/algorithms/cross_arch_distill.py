@@ -230,7 +230,7 @@ class CrossArchDistill(SingleTeacherDistill):
             images.
         """
         inputs = torch.zeros(2, 3, *self.input_size)
-        samples = _describe_images(len(inputs), self.input_size)
+        samples = describe_images(len(inputs), self.input_size)
         was_training = self.student.training
         self.student.eval()
         for whose, model, recorders in (
@@ -253,7 +253,7 @@ class CrossArchDistill(SingleTeacherDistill):
                     f'{error or type(error).__name__}; {cure}'
                 ) from error
         self.student.train(was_training)
-        num_classes = _count_classes(output)
+        num_classes = count_classes(output)
         return (
             make_samples(len(inputs), num_classes) if num_classes else samples
         )
@@ -376,7 +376,7 @@ def make_samples(count: int, num_classes: int) -> list:
     ]
 
 
-def _describe_images(count: int, size: tuple[int, int]) -> list:
+def describe_images(count: int, size: tuple[int, int]) -> list:
     """Describe unlabelled images of one size.
 
     Some detectors need this to make proposals, even without a loss.
@@ -389,7 +389,7 @@ def _describe_images(count: int, size: tuple[int, int]) -> list:
     ]
 
 
-def _count_classes(output: Any) -> int | None:
+def count_classes(output: Any) -> int | None:
     """Count the classes of a classifier of images by its output.
 
     Returns:
