@@ -1,18 +1,9 @@
-"""Tiny models and a clean MMEngine for every test."""
+"""Tiny models."""
 
-import mmcakd  # isort: skip  (makes MMRazor and torchvision importable)
-
-import random
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
-from mmengine.visualization import Visualizer
-
-assert mmcakd.__version__
 
 CLASSES = 5
 #: Channels of the last stage of each backbone below.
@@ -23,20 +14,6 @@ WIDTHS = dict(
     VisionTransformer=16,
     MlpMixer=16,
 )
-
-
-@pytest.fixture(autouse=True)
-def clean_slate():
-    """Seed every test alike and drop what MMEngine keeps between runs."""
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
-    yield
-    for logger in MMLogger._instance_dict.values():
-        for handler in logger.handlers:
-            handler.close()
-    for manager in (DefaultScope, MessageHub, MMLogger, Visualizer):
-        manager._instance_dict.clear()
 
 
 def resnet(**kwargs) -> dict:

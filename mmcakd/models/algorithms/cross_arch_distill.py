@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -223,13 +224,13 @@ class CrossArchDistill(SingleTeacherDistill):
         return None
 
     def _run_example(self) -> list:
-        """Run both models on two blank images, as in a training step.
+        """Run both models on two images, as in a training step.
 
         Returns:
             list: Their data samples, with labels if the student classifies
             images.
         """
-        inputs = torch.zeros(2, 3, *self.input_size)
+        inputs = example_images(2, self.input_size)
         samples = describe_images(len(inputs), self.input_size)
         was_training = self.student.training
         self.student.eval()
@@ -361,6 +362,16 @@ def _build_student(
             'the student a data_preprocessor instead'
         )
     return student, cfg
+
+
+def example_images(count: int, size: tuple[int, int]) -> torch.Tensor:
+    """Make images ``(N, 3, H, W)`` of which no two, and no two pixels, agree.
+
+    On blank ones a network of zero biases gives zeros wherever it is right
+    and wherever it is wrong.
+    """
+    shape = (count, 3, *size)
+    return torch.linspace(-2, 2, math.prod(shape)).view(shape)
 
 
 def make_samples(count: int, num_classes: int) -> list:
