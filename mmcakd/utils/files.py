@@ -41,5 +41,8 @@ def write_text(path: str | Path, text: str) -> None:
 
 def sha256(path: str | Path) -> str:
     """Digest of a file."""
+    content = hashlib.sha256()
     with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+        while chunk := file.read(2**20):
+            content.update(chunk)
+    return content.hexdigest()
