@@ -48,7 +48,7 @@ def tabulate(
         for name in METRICS
         for key in found
         if key.split('/')[-1] == name
-    } or {key: (key, 1) for key in found}
+    } or {key: (key, 1) for key in found or ['no metric']}
     scores = {
         run.name: {
             key: {

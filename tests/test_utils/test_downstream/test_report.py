@@ -58,6 +58,17 @@ def test_a_detector_that_finds_nothing_has_no_figure():
     ]
 
 
+def test_detectors_that_all_find_nothing_have_a_table():
+    header, rows = tabulate([result('scratch', 0), result('student', 0)])
+    assert header == ['', 'no metric']
+    assert [row[0] for row in rows] == [
+        'scratch',
+        'student',
+        'student - scratch',
+    ]
+    assert {row[1] for row in rows} == {'-'}
+
+
 def test_metrics_that_are_not_known_are_shown_as_they_are():
     header, rows = tabulate([result('student', 0, PQ=3.25)])
     assert header == ['', 'PQ'] and rows == [['student', '3.25']]
