@@ -1,7 +1,7 @@
 """A distiller whose connectors form a graph."""
 
 from collections.abc import Iterable, Iterator
-from inspect import Parameter, signature
+from inspect import signature
 from typing import Any
 
 import torch
@@ -16,11 +16,10 @@ from mmcakd.registry import MODELS
 from ..connectors import BaseConnector
 from ..recorders import StageOutputsRecorder, unknown_tap
 from ..teachers import Teacher
+from .errors import check_arguments, explain
+from .labels import LABELS, read_labels
 
 Mapping = dict[str, dict]
-
-#: What a reference can read of the data samples.
-LABELS = ('hard', 'soft', 'auto', 'index')
 
 
 @MODELS.register_module()
@@ -130,7 +129,7 @@ class CrossArchDistiller(ConfigurableDistiller):
                     f'distill_losses ({", ".join(losses)})'
                 )
             parameters = signature(losses[loss].forward).parameters
-            _check_arguments(f'loss {loss!r}', parameters, mapping)
+            check_arguments(f'loss {loss!r}', parameters, mapping)
 
     def _check_graph(self) -> None:
         used = set()
@@ -155,7 +154,7 @@ class CrossArchDistiller(ConfigurableDistiller):
             )
         for name, mapping in self.connector_inputs.items():
             parameters = signature(self.connectors[name].forward).parameters
-            _check_arguments(f'connector {name!r}', parameters, mapping)
+            check_arguments(f'connector {name!r}', parameters, mapping)
         self.connector_order = self._sort_connectors(self.connector_inputs)
 
     def _references(self) -> Iterator[tuple[str, dict]]:
@@ -319,7 +318,7 @@ class CrossArchDistiller(ConfigurableDistiller):
             recorder.stages_to_keep = {0, 1, 2, 3}
         for name, connector in self.connectors.items():
             if isinstance(connector, BaseConnector):
-                with _explain(f'connector {name!r}', {}):
+                with explain(f'connector {name!r}', {}):
                     connector.attach(student, teacher)
         data_samples = run()
         was_training = self.training
@@ -336,7 +335,7 @@ class CrossArchDistiller(ConfigurableDistiller):
                         if _is_reference(like)
                         else self._gather(like)
                     )
-                with _explain(f'connector {name!r}', inputs):
+                with explain(f'connector {name!r}', inputs):
                     connector.prepare(inputs, like)
                 connector.eval()
 
@@ -355,7 +354,7 @@ class CrossArchDistiller(ConfigurableDistiller):
         for name in self.connector_order:
             inputs = self._gather(self.connector_inputs[name])
             prepare(name, inputs)
-            with _explain(f'connector {name!r}', inputs):
+            with explain(f'connector {name!r}', inputs):
                 self._outputs[name] = self.connectors[name](**inputs)
         # By name, for the same reason as in `build_connectors`.
         for name, mapping in sorted(self.loss_forward_mappings.items()):
@@ -364,7 +363,7 @@ class CrossArchDistiller(ConfigurableDistiller):
             # the sample indices of MMRazor's CRDLoss.
             if type(loss).__module__.startswith('mmcakd.'):
                 inputs = self._gather(mapping)
-                with _explain(f'loss {name!r}', inputs):
+                with explain(f'loss {name!r}', inputs):
                     loss(**inputs)
         self.train(was_training)
         for recorder, stages in kept:
@@ -396,7 +395,7 @@ class CrossArchDistiller(ConfigurableDistiller):
         for name, mapping in self.loss_forward_mappings.items():
             inputs = self._gather(mapping)
             # MMRazor's losses assert without a word.
-            with _explain(f'loss {name!r}', inputs, AssertionError):
+            with explain(f'loss {name!r}', inputs, AssertionError):
                 losses[name] = self.distill_losses[name](**inputs)
         self._end_step()
         if self.training and torch.is_grad_enabled():
@@ -516,40 +515,6 @@ class CrossArchDistiller(ConfigurableDistiller):
         return data if connector_idx is None else data[connector_idx]
 
 
-def read_labels(data_samples: list | None, kind: str) -> torch.Tensor:
-    """Read the labels of a batch.
-
-    Args:
-        data_samples (list[DataSample]): Samples with ``gt_label`` or, after
-            MixUp, CutMix or ``to_onehot``, ``gt_score``; and, from a data
-            set of MMEngine, ``sample_idx``.
-        kind (str): ``'hard'`` for class indices ``(N,)``, ``'soft'`` for
-            ``(N, C)``, ``'auto'`` for soft ones if there are, ``'index'`` for
-            places in the data set ``(N,)``.
-
-    Raises:
-        RuntimeError: The samples have no such labels.
-    """
-    if kind == 'auto':
-        has_scores = data_samples and 'gt_score' in data_samples[0]
-        kind = 'soft' if has_scores else 'hard'
-    field = dict(hard='gt_label', soft='gt_score', index='sample_idx')[kind]
-    if not data_samples or field not in data_samples[0]:
-        cures = dict(
-            hard='',
-            soft='; set to_onehot=True and num_classes in data_preprocessor',
-            index="; keep 'sample_idx' in meta_keys of PackInputs",
-        )
-        raise RuntimeError(
-            f'a loss reads {kind} labels, but the data samples have no '
-            f'{field}{cures[kind]}'
-        )
-    labels = [sample.get(field) for sample in data_samples]
-    if kind == 'index':
-        return torch.tensor(labels)
-    return torch.cat(labels) if kind == 'hard' else torch.stack(labels)
-
-
 def _is_reference(like: dict) -> bool:
     """Whether `shape_like` is one reference rather than several by name."""
     return 'recorder' in like or isinstance(like.get('connector'), str)
@@ -564,58 +529,3 @@ def _as_references(like: dict) -> list[dict]:
 def _has_grad(loss: Any) -> bool:
     losses = loss if isinstance(loss, list | tuple) else [loss]
     return any(item.requires_grad for item in losses)
-
-
-def _check_arguments(what: str, parameters, mapping: Mapping) -> None:
-    kinds = {parameter.kind for parameter in parameters.values()}
-    unknown = set(mapping) - set(parameters)
-    if unknown and Parameter.VAR_KEYWORD not in kinds:
-        raise ValueError(
-            f'{what} takes {list(parameters)}, but the config feeds it '
-            f'{sorted(unknown)}'
-        )
-    missing = [
-        name
-        for name, parameter in parameters.items()
-        if parameter.default is Parameter.empty
-        and parameter.kind
-        not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
-        and name not in mapping
-    ]
-    if missing:
-        raise ValueError(
-            f'{what} needs {missing}, which the config leaves out'
-        )
-
-
-class _explain:
-    """Name the part and its input shapes in an error."""
-
-    def __init__(
-        self, what: str, inputs: dict[str, Any], kind: type = Exception
-    ) -> None:
-        self.what = what
-        self.inputs = inputs
-        self.kind = kind
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, traceback) -> None:
-        if isinstance(error, self.kind):
-            shapes = ', '.join(
-                f'{name} {_shape(value)}'
-                for name, value in self.inputs.items()
-            )
-            raise ValueError(
-                f'{self.what} does not accept its inputs ({shapes}): '
-                f'{error or type(error).__name__}'
-            ) from error
-
-
-def _shape(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return str(tuple(value.shape))
-    if isinstance(value, list | tuple):
-        return f'[{", ".join(map(_shape, value))}]'
-    return type(value).__name__

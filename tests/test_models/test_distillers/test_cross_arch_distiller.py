@@ -5,11 +5,9 @@ import copy
 import pytest
 import torch
 from mmengine.config import Config
-from mmpretrain.structures import DataSample
 from torch import nn
 
 from mmcakd.models.connectors import BaseConnector
-from mmcakd.models.distillers.cross_arch_distiller import read_labels
 
 
 class Scale(BaseConnector):
@@ -527,42 +525,6 @@ def test_models_with_dropout_are_tried_without_drawing(tiny):
 # -------------------------------------------------------------------- labels
 
 
-def labelled(count: int = 3) -> list[DataSample]:
-    return [
-        DataSample()
-        .set_gt_label(index)
-        .set_gt_score(torch.eye(4)[index] * 0.5)
-        for index in range(count)
-    ]
-
-
-def test_hard_labels_are_class_indices():
-    labels = read_labels(labelled(), 'hard')
-    assert labels.tolist() == [0, 1, 2]
-    assert labels.dtype == torch.int64
-
-
-def test_soft_labels_are_scores_of_all_classes():
-    labels = read_labels(labelled(), 'soft')
-    assert torch.equal(labels, torch.eye(4)[:3] * 0.5)
-
-
-def test_auto_labels_are_soft_where_there_are_scores():
-    samples = labelled()
-    assert torch.equal(
-        read_labels(samples, 'auto'), read_labels(samples, 'soft')
-    )
-    hard = [DataSample().set_gt_label(index) for index in range(3)]
-    assert read_labels(hard, 'auto').tolist() == [0, 1, 2]
-
-
-def test_index_labels_are_places_in_the_data_set():
-    samples = [DataSample(metainfo=dict(sample_idx=i)) for i in (7, 2)]
-    labels = read_labels(samples, 'index')
-    assert labels.tolist() == [7, 2]
-    assert labels.dtype == torch.int64
-
-
 def test_label_of_unknown_kind_is_refused(build, tiny):
     with pytest.raises(ValueError, match='auto.*got .mixed.'):
         build(
@@ -601,21 +563,6 @@ def test_mixed_batches_and_labels_that_are_not(tiny, kind):
     else:
         with pytest.raises(ValueError, match=f'{kind}.*MixUp, CutMix'):
             tiny.build_distillation(**cfg)
-
-
-@pytest.mark.parametrize('samples', [None, [], [DataSample()]])
-@pytest.mark.parametrize(
-    ('kind', 'named'),
-    [
-        ('hard', 'gt_label'),
-        ('soft', 'to_onehot=True'),
-        ('auto', 'gt_label'),
-        ('index', 'sample_idx.*meta_keys'),
-    ],
-)
-def test_missing_labels_are_named(samples, kind, named):
-    with pytest.raises(RuntimeError, match=named):
-        read_labels(samples, kind)
 
 
 # ----------------------------------------------------------------- gradients

@@ -1,0 +1,58 @@
+"""Errors that name the part of a distiller and the cure."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from inspect import Parameter
+from typing import Any
+
+import torch
+
+
+def check_arguments(
+    what: str, parameters: Mapping[str, Parameter], mapping: dict
+) -> None:
+    """Check that a config feeds all that a part takes, and nothing else."""
+    kinds = {parameter.kind for parameter in parameters.values()}
+    unknown = set(mapping) - set(parameters)
+    if unknown and Parameter.VAR_KEYWORD not in kinds:
+        raise ValueError(
+            f'{what} takes {list(parameters)}, but the config feeds it '
+            f'{sorted(unknown)}'
+        )
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is Parameter.empty
+        and parameter.kind
+        not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
+        and name not in mapping
+    ]
+    if missing:
+        raise ValueError(
+            f'{what} needs {missing}, which the config leaves out'
+        )
+
+
+@contextmanager
+def explain(
+    what: str, inputs: dict[str, Any], kind: type = Exception
+) -> Iterator[None]:
+    """Name the part and its input shapes in an error."""
+    try:
+        yield
+    except kind as error:
+        shapes = ', '.join(
+            f'{name} {_shape(value)}' for name, value in inputs.items()
+        )
+        raise ValueError(
+            f'{what} does not accept its inputs ({shapes}): '
+            f'{error or type(error).__name__}'
+        ) from error
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return str(tuple(value.shape))
+    if isinstance(value, list | tuple):
+        return f'[{", ".join(map(_shape, value))}]'
+    return type(value).__name__
