@@ -1,21 +1,6 @@
-_base_ = 'mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py'
+_base_ = [
+    'mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py',
+    '../_base_/backbone_resnet50_dilated.py',
+]
 
-custom_imports = dict(
-    imports=['mmcakd', 'mmpretrain.models'], allow_failed_imports=False
-)
-
-# MMSegmentation's own ResNet, whose weights are named as in MMPretrain's: it
-# alone can give the first block of a dilated stage the dilation of the stage
-# before, without which the student's filters meet a grid they were not
-# trained on. Its V1c has three 3x3 convolutions as its stem; a student's stem
-# is plain: one 7x7 convolution.
-model = dict(
-    pretrained=None,
-    backbone=dict(
-        type='ResNet',
-        init_cfg=dict(
-            type='Pretrained', checkpoint='student.pth', prefix='backbone.'
-        ),
-    ),
-)
-backbone_weights = dict(new=[], unused=[])
+model = dict(pretrained=None, backbone=_base_.pop('backbone'))
