@@ -20,14 +20,13 @@ On several processes:
 """
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import (
     broadcast_object_list,
@@ -39,7 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 import mmcakd  # noqa: F401
-from mmcakd.engine.launcher import prepare_cpu_launcher
+from mmcakd.engine.launcher import parse_run_args, prepare_cpu_launcher
 from mmcakd.utils import describe_commit
 from mmcakd.utils.downstream import (
     SCRATCH,
@@ -97,22 +96,7 @@ def parse_args() -> argparse.Namespace:
         default=[0],
         help='one or several; all are trained from each (default: 0)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='override settings of the config: a.b=1 c="[1,2]" d="(x,y)"',
-    )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how the processes of a distributed job were started',
-    )
-    # torch.distributed.launch passes it; torchrun sets the variable instead.
-    parser.add_argument('--local-rank', '--local_rank', type=int, default=0)
-    args = parser.parse_args()
+    args = parse_run_args(parser)
     if args.student == SCRATCH:
         parser.error('--student needs weights; none is for --baseline')
     if len(args.baseline) - args.baseline.count(SCRATCH) > 1 or (
@@ -122,7 +106,6 @@ def parse_args() -> argparse.Namespace:
     if args.work_dir is None:
         args.work_dir = Path('work_dirs') / Path(args.config).stem
     args.seed = list(dict.fromkeys(args.seed))
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
 

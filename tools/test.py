@@ -5,16 +5,15 @@ student, and a distillation checkpoint for the student's weights in it.
 """
 
 import argparse
-import os
 import os.path as osp
 
 import mmengine
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from mmcakd.engine.launcher import prepare_cpu_launcher
+from mmcakd.engine.launcher import parse_run_args, prepare_cpu_launcher
 from mmcakd.models.teachers import read_checkpoint
 from mmcakd.utils import student_config, student_state_dict
 
@@ -33,25 +32,9 @@ def parse_args() -> argparse.Namespace:
         help='evaluate the averaged weights, or the trained ones (default: '
         'the averaged ones where there are any)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='override settings of the config: a.b=1 c="[1,2]" d="(x,y)"',
-    )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how the processes of a distributed job were started',
-    )
-    # torch.distributed.launch passes it; torchrun sets the variable instead.
-    parser.add_argument('--local-rank', '--local_rank', type=int, default=0)
-    args = parser.parse_args()
+    args = parse_run_args(parser)
     if args.out and not args.out.endswith(('.json', '.pkl')):
         parser.error('--out must end in .json or .pkl')
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
 

@@ -1,16 +1,15 @@
 """Train a model by its config: a distillation, or any OpenMMLab one."""
 
 import argparse
-import os
 import os.path as osp
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import mmcakd  # noqa: F401
-from mmcakd.engine.launcher import prepare_cpu_launcher
+from mmcakd.engine.launcher import parse_run_args, prepare_cpu_launcher
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,24 +40,7 @@ def parse_args() -> argparse.Namespace:
         help='scale the learning rate by the actual batch size over '
         '`auto_scale_lr.base_batch_size` of the config',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='override settings of the config: a.b=1 c="[1,2]" d="(x,y)"',
-    )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how the processes of a distributed job were started',
-    )
-    # torch.distributed.launch passes it; torchrun sets the variable instead.
-    parser.add_argument('--local-rank', '--local_rank', type=int, default=0)
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    return parse_run_args(parser)
 
 
 def set_dataloader_defaults(cfg: Config) -> None:

@@ -1,11 +1,42 @@
-"""Several processes without an accelerator."""
+"""Starting a run, in one process or in several."""
 
+import argparse
 import logging
+import os
 
 import torch.distributed as dist
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
+
+
+def parse_run_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Add what every tool that runs a config takes, and parse.
+
+    Args:
+        parser (ArgumentParser): With the tool's own arguments.
+
+    Returns:
+        Namespace: Has ``cfg_options`` and ``launcher`` besides.
+    """
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='override settings of the config: a.b=1 c="[1,2]" d="(x,y)"',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes of a distributed job were started',
+    )
+    # torch.distributed.launch passes it; torchrun sets the variable instead.
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
 
 
 def prepare_cpu_launcher(cfg: Config) -> None:

@@ -9,7 +9,7 @@ top and a row for each run.
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -162,9 +162,8 @@ class Painter:
                 axes.contour(np.asarray(masks[index]), [0.5], colors=[colour])
 
 
-def draw(rows: Iterator[tuple[str, list, str]], painter: Painter) -> Figure:
+def draw(rows: Sequence[tuple[str, list, str]], painter: Painter) -> Figure:
     """Draw rows of data samples, each with its label and what to draw."""
-    rows = list(rows)
     columns = len(rows[0][1])
     figure = Figure(
         figsize=(2.4 * columns, 2.4 * len(rows)), layout='constrained'

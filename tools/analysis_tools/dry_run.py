@@ -106,7 +106,10 @@ class DryRun:
         self, cfg: Config, size: tuple[int, int] | None, load_teacher: bool
     ) -> None:
         self.cfg = cfg
-        self.model = build_model(cfg, load_teacher)
+        models = read_models(cfg)
+        student = models['architecture']
+        self.fetches_student = without_pretraining(student) != student
+        self.model = build_model(cfg, models, load_teacher)
         self.size = size or self.model.input_size
         if self.size is None:
             raise ValueError('say by --size how large the images are')
@@ -121,16 +124,11 @@ class DryRun:
         inputs = torch.zeros(BATCH, 3, *self.size)
         self.classes: dict[str, int] = {}
         samples = describe_images(BATCH, self.size)
+        model.teacher.register_forward_hook(self._note_classes('teacher'))
         with torch.no_grad():
-            for whose, network in (
-                ('student', model.student.eval()),
-                ('teacher', model.teacher),
-            ):
-                output = network(inputs, samples, mode='tensor')
-                classes = count_classes(output)
-                self.classes[whose] = classes or classes_of_heads(network)
-                if whose == 'student':
-                    self.is_classifier = classes is not None
+            output = model.student.eval()(inputs, samples, mode='tensor')
+        self._note_classes('student')(model.student, inputs, output)
+        self.is_classifier = count_classes(output) is not None
         if self.is_classifier:
             samples = make_samples(BATCH, self.classes['student'])
         for recorders in self.recorders.values():
@@ -184,6 +182,13 @@ class DryRun:
             )
         }
 
+    def _note_classes(self, whose: str):
+        def note(network, inputs, output) -> None:
+            classes = count_classes(output) or classes_of_heads(network)
+            self.classes[whose] = classes
+
+        return note
+
     def _note_shape(self, name: str):
         def note(module, inputs, outputs) -> None:
             if isinstance(outputs, dict):
@@ -195,12 +200,10 @@ class DryRun:
         return note
 
 
-def build_model(cfg: Config, load_teacher: bool) -> CrossArchDistill:
-    if 'architecture' not in cfg.model:
-        raise ValueError(
-            'this is no distillation config: model has no architecture'
-        )
-    model = without_pretraining({**cfg.model, **read_models(cfg)})
+def build_model(
+    cfg: Config, models: dict, load_teacher: bool
+) -> CrossArchDistill:
+    model = without_pretraining({**cfg.model, **models})
     if not load_teacher:
         model.pop('teacher_ckpt', None)
     if 'data_preprocessor' in cfg:
@@ -221,6 +224,10 @@ def build_model(cfg: Config, load_teacher: bool) -> CrossArchDistill:
 
 def read_models(cfg: Config) -> dict:
     """Read what the config only names."""
+    if 'architecture' not in cfg.model:
+        raise ValueError(
+            'this is no distillation config: model has no architecture'
+        )
     found = {}
     for key, role in (('architecture', 'student'), ('teacher', 'teacher')):
         found[key] = cfg.model.get(key)
@@ -281,15 +288,13 @@ def table(title: str, *columns: str) -> Table:
 
 def models_table(run: DryRun) -> Table:
     model, cfg = run.model, run.cfg.model
-    student = read_models(run.cfg)['architecture']
-    fetched = without_pretraining(student) != student
     made = table('Models', '', 'type', 'parameters', 'images', 'weights from')
     for name, network, size, weights in (
         (
             'student',
             model.student,
             run.size,
-            'what its own config names' if fetched else 'scratch',
+            'what its own config names' if run.fetches_student else 'scratch',
         ),
         (
             'teacher',
