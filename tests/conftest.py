@@ -1,9 +1,17 @@
-"""Tiny models."""
+"""Tiny models, and the tools as a user runs them."""
 
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+
+REPO = Path(__file__).parents[1]
 
 CLASSES = 5
 #: Channels of the last stage of each backbone below.
@@ -199,3 +207,46 @@ def tiny() -> SimpleNamespace:
         build=MODELS.build,
         build_distillation=lambda **kw: MODELS.build(distillation(**kw)),
     )
+
+
+@pytest.fixture(scope='session')
+def run_tool():
+    """Run a file of tools/ or demo/ and return what it printed."""
+
+    def run(
+        tool: str, *arguments, cwd=None, code: int = 0, **environment
+    ) -> str:
+        launcher = 'bash' if str(tool).endswith('.sh') else sys.executable
+        done = subprocess.run(
+            [launcher, REPO / tool, *map(str, arguments)],
+            env=os.environ
+            | dict(OMP_NUM_THREADS='1', PYTHON=sys.executable)
+            | environment,
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == code, done.stdout[-4000:]
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope='session')
+def pick_port() -> Callable[[], str]:
+    """Find a port of this machine that nobody listens on."""
+
+    def pick() -> str:
+        with socket.socket() as server:
+            server.bind(('127.0.0.1', 0))
+            return str(server.getsockname()[1])
+
+    return pick
+
+
+@pytest.fixture
+def free_port(pick_port) -> str:
+    return pick_port()

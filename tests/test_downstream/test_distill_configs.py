@@ -1,7 +1,5 @@
 """Detectors and segmentors that learn from detectors and segmentors."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -388,22 +386,19 @@ def test_features_of_full_size_have_the_same_shape(read_config):
         ),
     ],
 )
-def test_a_dry_run_shows_both_networks_and_downloads_nothing(name, found):
-    done = subprocess.run(
-        [
-            sys.executable,
-            ROOT / 'tools/analysis_tools/dry_run.py',
-            ROOT / f'configs/downstream/distill/{name}.py',
-            *('--size', '64', '96'),
-        ],
-        capture_output=True,
-        text=True,
+def test_a_dry_run_shows_both_networks_and_downloads_nothing(
+    name, found, run_tool
+):
+    output = run_tool(
+        'tools/analysis_tools/dry_run.py',
+        ROOT / f'configs/downstream/distill/{name}.py',
+        *('--size', 64, 96),
+        code=1,  # without the data
     )
-    assert done.returncode == 1, done.stderr  # without the data
-    printed = ' '.join(done.stdout.split())
+    printed = ' '.join(output.split())
     for expected in (*found, 'what its own config names'):
         assert expected in printed, expected
-    assert 'ownload' not in done.stdout.replace('download.openmmlab', '')
+    assert 'ownload' not in output.replace('download.openmmlab', '')
 
 
 # ---------------------------------------------------------------- connectors

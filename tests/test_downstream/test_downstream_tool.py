@@ -1,11 +1,8 @@
 """From a distillation to a detector and a segmentor, by the tools alone."""
 
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,30 +18,19 @@ DETECTOR = CONFIGS / 'retinanet_resnet_coco.py'
 SEGMENTOR = CONFIGS / 'fcn_resnet_ade20k.py'
 
 
-def run_tool(tool: str, *arguments, code: int = 0, **environment) -> str:
-    launcher = 'bash' if tool.endswith('.sh') else sys.executable
-    done = subprocess.run(
-        [launcher, REPO / 'tools' / tool, *map(str, arguments)],
-        env=os.environ
-        | dict(OMP_NUM_THREADS='1', PYTHON=sys.executable)
-        | environment,
-        cwd=REPO,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == code, done.stdout[-4000:]
-    return done.stdout
+@pytest.fixture(scope='module')
+def run_here(run_tool):
+    """Run a tool where its configs find what they name."""
+    return partial(run_tool, cwd=REPO)
 
 
 @pytest.fixture(scope='module')
-def data(operators, tmp_path_factory):
+def data(run_here, operators, tmp_path_factory):
     """Twenty-four rendered images to train on, and 12 to evaluate on."""
     root = tmp_path_factory.mktemp('data')
     for layout in ('imagenet', 'coco', 'ade20k'):
-        run_tool(
-            'dataset_converters/render_shapes.py',
+        run_here(
+            'tools/dataset_converters/render_shapes.py',
             root / layout,
             *('--layout', layout, '--num-train', 24, '--num-val', 12),
             *('--workers', 1),
@@ -53,11 +39,11 @@ def data(operators, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def distilled(data, tmp_path_factory):
+def distilled(run_here, data, tmp_path_factory):
     """Work directory of a distillation of two steps."""
     work_dir = tmp_path_factory.mktemp('distilled')
-    run_tool(
-        'train.py',
+    run_here(
+        'tools/train.py',
         REPO / 'configs/shapes/kd/vit_resnet.py',
         *('--work-dir', work_dir, '--no-validate', '--cfg-options'),
         f'train_dataloader.dataset.data_root={data}/imagenet',
@@ -106,13 +92,13 @@ def arguments(config, student, work_dir, options, *more) -> list:
 
 
 @pytest.fixture(scope='module')
-def detected(distilled, options, tmp_path_factory):
+def detected(run_here, distilled, options, tmp_path_factory):
     """A detector on the student, and one on a backbone from scratch."""
     work_dir = tmp_path_factory.mktemp('detected') / 'runs'
     given = arguments(
         DETECTOR, distilled, work_dir, options, '--baseline', 'none'
     )
-    return work_dir, given, run_tool('downstream.py', *given)
+    return work_dir, given, run_here('tools/downstream.py', *given)
 
 
 def check_backbone(trained: Path, student: Path) -> None:
@@ -149,9 +135,9 @@ def test_a_detector_is_trained_on_the_student(detected, distilled):
     assert {'mmdet', 'mmcv'} <= found['versions'].keys()
 
 
-def test_finished_detectors_are_not_repeated(detected):
+def test_finished_detectors_are_not_repeated(run_here, detected):
     _, given, _ = detected
-    printed = run_tool('downstream.py', *given)
+    printed = run_here('tools/downstream.py', *given)
     assert printed.count('finished already') == 2
     assert 'Epoch(train)' not in printed
     assert 'student - scratch' in printed
@@ -166,17 +152,20 @@ def read_panels(path: Path, rows: int, columns: int) -> np.ndarray:
     return panels[:, :, height // 8 : -height // 8, width // 6 : -width // 8]
 
 
-def test_what_detectors_see_is_drawn(detected, tmp_path):
+def test_what_detectors_see_is_drawn(run_here, detected, tmp_path):
     work_dir, *_ = detected
-    tool, out = 'analysis_tools/draw_predictions.py', tmp_path / 'seen.png'
+    tool, out = (
+        'tools/analysis_tools/draw_predictions.py',
+        tmp_path / 'seen.png',
+    )
     options = (work_dir, '--images', 0, 5, '--out', out)
-    printed = run_tool(tool, *options, '--score-thr', 2)
+    printed = run_here(tool, *options, '--score-thr', 2)
     assert f'{out}: the truth, scratch, student' in printed
     truth, scratch, student = read_panels(out, 3, 2)
     # Without any object all see the image alone.
     assert (scratch == student).mean() > 0.99
     assert (truth != student).mean() > 0.01
-    run_tool(tool, *options, '--score-thr', 0)
+    run_here(tool, *options, '--score-thr', 0)
     _, scratch, student = read_panels(out, 3, 2)
     assert (scratch != student).mean() > 0.05
 
@@ -184,15 +173,17 @@ def test_what_detectors_see_is_drawn(detected, tmp_path):
         (('--images', 3, 12), '[12]: the evaluation has 12'),
         (('--seed', 1), 'has no seed 1, but [0]'),
     ):
-        printed = run_tool(tool, work_dir, *wrong, code=1)
+        printed = run_here(tool, work_dir, *wrong, code=1)
         assert problem in printed
-    printed = run_tool(tool, tmp_path, code=1)
+    printed = run_here(tool, tmp_path, code=1)
     assert 'has no results.json' in printed
 
 
-def test_a_segmentor_is_trained_on_the_student(distilled, options, tmp_path):
+def test_a_segmentor_is_trained_on_the_student(
+    run_here, distilled, options, tmp_path
+):
     given = arguments(SEGMENTOR, distilled, tmp_path / 'runs', options)
-    printed = run_tool('downstream.py', *given)
+    printed = run_here('tools/downstream.py', *given)
     assert 'Iter(train) [2/2]' in printed
     checkpoint = tmp_path / 'runs/student/seed0/iter_2.pth'
     check_backbone(checkpoint, distilled / 'student.pth')
@@ -201,24 +192,21 @@ def test_a_segmentor_is_trained_on_the_student(distilled, options, tmp_path):
     assert {'mIoU', 'aAcc'} <= run['metrics'].keys()
     report = (tmp_path / 'runs/report.md').read_text()
     assert report.splitlines()[2] == '|  | mIoU | aAcc |'
-    run_tool('analysis_tools/draw_predictions.py', tmp_path / 'runs')
+    run_here('tools/analysis_tools/draw_predictions.py', tmp_path / 'runs')
     truth, student = read_panels(tmp_path / 'runs/predictions.png', 2, 4)
     assert (truth != student).mean() > 0.05
 
 
 def test_two_processes_train_a_detector_on_the_cpu(
-    distilled, options, tmp_path
+    run_here, free_port, distilled, options, tmp_path
 ):
-    with socket.socket() as server:
-        server.bind(('127.0.0.1', 0))
-        port = server.getsockname()[1]
     config, *given = arguments(DETECTOR, distilled, tmp_path / 'runs', options)
-    printed = run_tool(
-        'dist_train.sh',
+    printed = run_here(
+        'tools/dist_train.sh',
         *(config, 2, *given),
         'train_dataloader.batch_size=6',
         TOOL='downstream.py',
-        PORT=str(port),
+        PORT=free_port,
     )
     assert printed.count('Epoch(train) [1][2/2]') == 1
     checkpoint = tmp_path / 'runs/student/seed0/epoch_1.pth'
@@ -227,11 +215,11 @@ def test_two_processes_train_a_detector_on_the_cpu(
 
 @pytest.mark.parametrize('config', [DETECTOR, SEGMENTOR])
 def test_a_student_of_another_family_stops_before_training(
-    config, options, tmp_path
+    run_here, config, options, tmp_path
 ):
     wrong = REPO / 'demo/vit-micro_shapes.pth'
     given = arguments(config, wrong, tmp_path / 'runs', options)
-    printed = run_tool('downstream.py', *given, code=1)
+    printed = run_here('tools/downstream.py', *given, code=1)
     assert f'{wrong} does not fit model.backbone' in printed
     assert 'unexpected' in printed and 'ResNet_CIFAR(' in printed
     assert not (tmp_path / 'runs').exists()

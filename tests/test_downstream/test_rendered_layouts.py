@@ -1,7 +1,5 @@
 """The rendered sets, read and scored by MMDetection and MMSegmentation."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,27 +23,29 @@ pytest.importorskip('mmseg', reason='MMSegmentation is not installed')
 
 from mmengine.registry import init_default_scope  # noqa: E402
 
-TOOL = Path(__file__).parents[2] / 'tools/dataset_converters/render_shapes.py'
+TOOL = 'tools/dataset_converters/render_shapes.py'
 NUM_VAL = 48
 
 
-def render_set(out, layout):
-    command = f'--layout {layout} --num-train 24 --num-val {NUM_VAL}'
-    subprocess.run(
-        [sys.executable, TOOL, out, *command.split(), '--workers', '1'],
-        check=True,
-    )
-    return out
+@pytest.fixture(scope='module')
+def render_set(run_tool, tmp_path_factory):
+    def render(layout):
+        out = tmp_path_factory.mktemp('data') / layout
+        command = f'--layout {layout} --num-train 24 --num-val {NUM_VAL}'
+        run_tool(TOOL, out, *command.split(), '--workers', 1)
+        return out
+
+    return render
 
 
 @pytest.fixture(scope='module')
-def coco(tmp_path_factory):
-    return render_set(tmp_path_factory.mktemp('data') / 'coco', 'coco')
+def coco(render_set):
+    return render_set('coco')
 
 
 @pytest.fixture(scope='module')
-def ade20k(tmp_path_factory):
-    return render_set(tmp_path_factory.mktemp('data') / 'ade20k', 'ade20k')
+def ade20k(render_set):
+    return render_set('ade20k')
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,13 +20,7 @@ ROOT = Path(mmcakd.__file__).parents[1]
 STEPS = 3
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        return sock.getsockname()[1]
-
-
-def start(config: Path, out: Path, rank: int, world: int, port: int):
+def start(config: Path, out: Path, rank: int, world: int, port: str):
     """Start a process as torchrun does."""
     env = {
         **os.environ,
@@ -36,7 +29,7 @@ def start(config: Path, out: Path, rank: int, world: int, port: int):
         'LOCAL_RANK': str(rank),
         'WORLD_SIZE': str(world),
         'MASTER_ADDR': '127.0.0.1',
-        'MASTER_PORT': str(port),
+        'MASTER_PORT': port,
         'OMP_NUM_THREADS': '1',
     }
     return subprocess.Popen(
@@ -83,13 +76,13 @@ def make_cfg(short_run, tiny):
 
 
 def test_two_processes_learn_what_one_learns_from_the_joint_batch(
-    make_cfg, tmp_path
+    make_cfg, tmp_path, free_port
 ):
     cfgs = dict(
         one=make_cfg('one', batch_size=4),
         two=make_cfg('two', batch_size=2, launcher='pytorch'),
     )
-    port, processes = free_port(), []
+    port, processes = free_port, []
     try:
         for name, world in (('one', 1), ('two', 2)):
             cfgs[name].dump(tmp_path / f'{name}.py')

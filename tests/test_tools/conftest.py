@@ -1,7 +1,3 @@
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -119,41 +115,8 @@ def tiny_config(tiny_data) -> Path:
 
 
 @pytest.fixture(scope='session')
-def run_tool():
-    """Run a file of tools/ or demo/ and return what it printed."""
-
-    def run(
-        tool: str, *arguments, cwd=None, code: int = 0, **environment
-    ) -> str:
-        launcher = 'bash' if str(tool).endswith('.sh') else sys.executable
-        done = subprocess.run(
-            [launcher, REPO / tool, *map(str, arguments)],
-            env=os.environ
-            | dict(OMP_NUM_THREADS='1', PYTHON=sys.executable)
-            | environment,
-            cwd=cwd,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == code, done.stdout[-4000:]
-        return done.stdout
-
-    return run
-
-
-@pytest.fixture(scope='session')
 def trained(tiny_config, run_tool, tmp_path_factory) -> Path:
     """Work directory of one epoch of the tiny distillation."""
     work_dir = tmp_path_factory.mktemp('trained')
     run_tool('tools/train.py', tiny_config, '--work-dir', work_dir)
     return work_dir
-
-
-@pytest.fixture
-def free_port() -> str:
-    with socket.socket() as server:
-        server.bind(('127.0.0.1', 0))
-        return str(server.getsockname()[1])

@@ -2,7 +2,6 @@
 
 import os
 import runpy
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +15,7 @@ ROOT = HERE.parents[2]
 
 
 @pytest.fixture(scope='session')
-def run_worker(tmp_path_factory) -> Callable[[str], list]:
+def run_worker(tmp_path_factory, pick_port) -> Callable[[str], list]:
     """Run a worker alone, and two of them together.
 
     A worker is a script beside this file that saves what it found as
@@ -27,15 +26,12 @@ def run_worker(tmp_path_factory) -> Callable[[str], list]:
     def run(name: str) -> list:
         worker = HERE / name
         out = str(tmp_path_factory.mktemp(worker.stem) / 'result')
-        with socket.socket() as sock:
-            sock.bind(('127.0.0.1', 0))
-            port = sock.getsockname()[1]
         path = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
         env = {
             **os.environ,
             'PYTHONPATH': path,
             'MASTER_ADDR': '127.0.0.1',
-            'MASTER_PORT': str(port),
+            'MASTER_PORT': pick_port(),
             'WORLD_SIZE': '2',
             'OMP_NUM_THREADS': '1',
         }
