@@ -280,6 +280,75 @@ def rename_weights_of_wrapped_models() -> None:
             wrapper._remove_state_dict_prefix = staticmethod(remove_prefix)
 
 
+def write_files_whole() -> None:
+    """Let MMEngine write files whole or not at all.
+
+    It writes checkpoints and what it dumps in place, so that a kill, or a
+    full disk, leaves half a file where a whole one was.
+
+    Unnecessary once MMEngine writes beside the file and renames.
+    """
+    from mmengine.fileio import LocalBackend
+
+    if hasattr(LocalBackend.put, '__wrapped__'):
+        return
+
+    def whole(original):
+        @wraps(original)
+        def put(self, obj, filepath, *args, **kwargs) -> None:
+            from .utils.files import replacing
+
+            # It makes the folder; so must whoever writes beside the file.
+            os.makedirs(os.path.dirname(filepath) or '.', exist_ok=True)
+            with replacing(filepath) as written:
+                original(self, obj, written, *args, **kwargs)
+
+        return put
+
+    LocalBackend.put = whole(LocalBackend.put)
+    LocalBackend.put_text = whole(LocalBackend.put_text)
+
+
+def keep_the_last_checkpoint() -> None:
+    """Put a ``CheckpointHook`` that survives a kill in MMEngine's place.
+
+    MMEngine removes the outdated checkpoint before it writes the new one: a
+    run that keeps one checkpoint and is killed in between has none. See
+    :class:`mmcakd.engine.hooks.SafeCheckpointHook`.
+
+    Unnecessary once MMEngine removes it afterwards, and keeps the place in
+    an epoch and in an accumulation of gradients.
+    """
+    from mmengine import hooks
+    from mmengine.registry import HOOKS
+
+    from .engine.hooks import SafeCheckpointHook
+
+    name = 'CheckpointHook'
+    HOOKS.register_module(name, force=True, module=SafeCheckpointHook)
+    hooks.CheckpointHook = SafeCheckpointHook
+
+
+def find_checkpoints_that_load() -> None:
+    """Let ``resume=True`` find the newest checkpoint that can be read.
+
+    MMEngine takes the path in the file ``last_checkpoint`` as it is: a run
+    whose folder was moved, or whose pointer or checkpoint is damaged, cannot
+    be resumed without naming a file. See
+    :func:`mmcakd.engine.find_newest_checkpoint`.
+
+    Unnecessary once MMEngine looks for itself.
+    """
+    from mmengine import runner
+    from mmengine.runner import _flexible_runner, checkpoint
+    from mmengine.runner import runner as runner_module
+
+    from .engine.resume import find_newest_checkpoint
+
+    for module in (runner, checkpoint, runner_module, _flexible_runner):
+        module.find_latest_checkpoint = find_newest_checkpoint
+
+
 #: In the order they are applied: the first ones make later imports possible.
 FIXES = (
     declare_torchvision_ops,
@@ -290,6 +359,9 @@ FIXES = (
     find_editable_installs,
     name_empty_images,
     rename_weights_of_wrapped_models,
+    write_files_whole,
+    keep_the_last_checkpoint,
+    find_checkpoints_that_load,
 )
 
 

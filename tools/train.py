@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 
 import mmcakd  # noqa: F401
 from mmcakd.engine.launcher import parse_run_args, prepare_cpu_launcher
+from mmcakd.engine.safeguards import add_safeguards
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,7 +22,13 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         help='resume from this checkpoint, or without a value from the '
-        'latest one in the work directory, if there is one',
+        'newest one in the work directory that can be read, if there is one',
+    )
+    parser.add_argument(
+        '--max-hours',
+        type=float,
+        help='stop after so many hours with a checkpoint to resume from, and '
+        'with exit code 0',
     )
     parser.add_argument(
         '--amp',
@@ -90,6 +97,9 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
             )
         cfg.auto_scale_lr.enable = True
     cfg.merge_from_dict(args.cfg_options)
+    add_safeguards(cfg)
+    if args.max_hours is not None:
+        cfg.default_hooks.stop.max_hours = args.max_hours
     set_dataloader_defaults(cfg)
 
 

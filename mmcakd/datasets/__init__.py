@@ -8,18 +8,28 @@ from .coco import (
     encode_mask,
 )
 from .rendered import CLASSES, RenderedObject, Scene, render_scene
+from .resumable import (
+    ResumableBatches,
+    SampleIndex,
+    SeededDataset,
+    make_resumable,
+)
 
 __all__ = [
     'CLASSES',
     'MIN_VISIBLE',
     'PIXEL_CLASSES',
     'RenderedObject',
+    'ResumableBatches',
+    'SampleIndex',
     'Scene',
+    'SeededDataset',
     'coco_annotations',
     'coco_file_name',
     'coco_instances',
     'decode_mask',
     'encode_mask',
     'index_mask',
+    'make_resumable',
     'render_scene',
 ]

@@ -1,5 +1,12 @@
 from .hooks import *  # noqa: F403
 from .launcher import prepare_cpu_launcher
+from .loops import ResumableEpochLoop, ResumableIterLoop
 from .optim_wrappers import *  # noqa: F403
+from .resume import find_newest_checkpoint
 
-__all__ = ['prepare_cpu_launcher']
+__all__ = [
+    'ResumableEpochLoop',
+    'ResumableIterLoop',
+    'find_newest_checkpoint',
+    'prepare_cpu_launcher',
+]

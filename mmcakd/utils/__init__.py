@@ -22,6 +22,7 @@ from .export import (
     student_state_dict,
 )
 from .files import replacing, sha256, write_text
+from .randomness import seed_generators
 
 __all__ = [
     'config_changes',
@@ -40,6 +41,7 @@ __all__ = [
     'read_downstream_config',
     'recorded_config',
     'replacing',
+    'seed_generators',
     'sha256',
     'student_config',
     'student_state_dict',

@@ -1,11 +1,15 @@
 """A folder of images, and configs of short runs on it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 PREPROCESSOR = dict(
     num_classes=5,
@@ -102,3 +106,56 @@ def short_run(tiny, image_folder, tmp_path):
         return Config(cfg | kwargs)
 
     return make
+
+
+def _run(cfg: Config, *hooks: Hook) -> Runner:
+    runner = Runner.from_cfg(cfg)
+    for hook in hooks:
+        runner.register_hook(hook)
+    runner.train()
+    return runner
+
+
+@pytest.fixture(scope='session')
+def run() -> Callable:
+    """Train a config, with more hooks; return the runner."""
+    return _run
+
+
+@pytest.fixture(scope='session')
+def read() -> Callable:
+    """Read a checkpoint of a work directory, the last of three epochs."""
+
+    def read(work_dir, name: str = 'epoch_3.pth') -> dict:
+        # torch reads weights only, as it does when MMEngine resumes.
+        return torch.load(Path(work_dir) / name)
+
+    return read
+
+
+def _differences(a, b, path='') -> list[str]:
+    """Paths at which two nested states differ."""
+    if isinstance(a, dict):
+        if set(a) != set(b):
+            return [f'{path}: keys']
+        return [
+            d
+            for key in a
+            for d in _differences(a[key], b[key], f'{path}.{key}')
+        ]
+    if isinstance(a, list | tuple):
+        if len(a) != len(b):
+            return [f'{path}: length']
+        return [
+            d
+            for index, (x, y) in enumerate(zip(a, b, strict=True))
+            for d in _differences(x, y, f'{path}[{index}]')
+        ]
+    same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    return [] if same else [path]
+
+
+@pytest.fixture(scope='session')
+def equal() -> Callable:
+    """Compare nested states; return the paths at which they differ."""
+    return _differences

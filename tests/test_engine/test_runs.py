@@ -9,34 +9,6 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 
-class Power(Exception):
-    """The power failed."""
-
-
-class FailAt(Hook):
-    """Stop a run in the middle of an epoch."""
-
-    def __init__(self, epoch: int, step: int) -> None:
-        self.at = (epoch, step)
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if (runner.epoch, batch_idx) == self.at:
-            raise Power
-
-
-def run(cfg, *hooks: Hook) -> Runner:
-    runner = Runner.from_cfg(cfg)
-    for hook in hooks:
-        runner.register_hook(hook)
-    runner.train()
-    return runner
-
-
-def read(work_dir, name: str = 'epoch_3.pth') -> dict:
-    # torch reads weights only, as it does when MMEngine resumes.
-    return torch.load(Path(work_dir) / name)
-
-
 def scalars(runner) -> list[dict]:
     (path,) = Path(runner.log_dir).rglob('vis_data/scalars.json')
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -61,7 +33,9 @@ LOSSES = [
 # ---------------------------------------------------------------------- a run
 
 
-def test_run_logs_every_loss_and_keeps_student_and_connectors(short_run):
+def test_run_logs_every_loss_and_keeps_student_and_connectors(
+    short_run, run, read
+):
     cfg = short_run(
         augment=True, custom_hooks=[dict(type='EMAHook', momentum=0.1)]
     )
@@ -101,7 +75,7 @@ def test_run_logs_every_loss_and_keeps_student_and_connectors(short_run):
     )
 
 
-def test_checkpoint_is_of_the_students_size(short_run, tmp_path, tiny):
+def test_checkpoint_is_of_the_students_size(short_run, tmp_path, tiny, run):
     cfg = short_run(
         model=tiny.distillation(
             distiller=tiny.logit_kd(),
@@ -116,7 +90,7 @@ def test_checkpoint_is_of_the_students_size(short_run, tmp_path, tiny):
     assert saved < 2e6
 
 
-def test_tensorboard_by_config(short_run, tmp_path):
+def test_tensorboard_by_config(short_run, tmp_path, run):
     from tensorboard.backend.event_processing.event_accumulator import (
         EventAccumulator,
     )
@@ -149,7 +123,7 @@ def test_tensorboard_by_config(short_run, tmp_path):
 # --------------------------------------------------------------------- the end
 
 
-def test_distillation_stops_at_its_epoch(short_run):
+def test_distillation_stops_at_its_epoch(short_run, run):
     class CountTeacher(Hook):
         def __init__(self):
             self.epochs = []
@@ -176,123 +150,10 @@ def test_distillation_stops_at_its_epoch(short_run):
             assert step['loss'] == pytest.approx(step['student.loss'])
 
 
-# ---------------------------------------------------------------------- resume
+# ----------------------------------------------------------------------- seeds
 
 
-def equal(a, b, path='') -> list[str]:
-    """Paths at which two nested states differ."""
-    if isinstance(a, dict):
-        if set(a) != set(b):
-            return [f'{path}: keys']
-        return [d for key in a for d in equal(a[key], b[key], f'{path}.{key}')]
-    if isinstance(a, list | tuple):
-        if len(a) != len(b):
-            return [f'{path}: length']
-        return [
-            d
-            for index, (x, y) in enumerate(zip(a, b, strict=True))
-            for d in equal(x, y, f'{path}[{index}]')
-        ]
-    same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-    return [] if same else [path]
-
-
-def students(tiny) -> dict:
-    mixup = dict(augments=dict(type='Mixup', alpha=1.0))
-    return {
-        'resnet with mixup': dict(
-            architecture=tiny.classifier(tiny.resnet(), train_cfg=mixup)
-        ),
-        'convnext with drop path': dict(
-            architecture=tiny.classifier(tiny.convnext(drop_path_rate=0.5)),
-            distiller=tiny.scalekd('LN2d'),
-        ),
-        'vit with dropout': dict(
-            architecture=tiny.classifier(tiny.vit(drop_rate=0.3)),
-            distiller=tiny.logit_kd(),
-        ),
-    }
-
-
-STATE = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')
-
-
-@pytest.mark.parametrize(
-    ('student', 'workers'),
-    [
-        ('resnet with mixup', dict(num_workers=2)),
-        (
-            'resnet with mixup',
-            dict(num_workers=2, persistent_workers=True),
-        ),
-        ('convnext with drop path', dict(num_workers=2)),
-        ('vit with dropout', dict(num_workers=0)),
-    ],
-)
-def test_killed_and_resumed_run_ends_like_the_unbroken_one(
-    short_run, tiny, student, workers
-):
-    def make(name, **kwargs):
-        return short_run(
-            name,
-            augment=True,
-            model=tiny.distillation(**students(tiny)[student]),
-            train=workers,
-            custom_hooks=[dict(type='EMAHook', momentum=0.1)],
-            val_cfg=None,
-            val_dataloader=None,
-            val_evaluator=None,
-            default_hooks=dict(
-                checkpoint=dict(type='CheckpointHook', interval=1)
-            ),
-            **kwargs,
-        )
-
-    unbroken = make('unbroken')
-    run(unbroken)
-    broken = make('broken')
-    with pytest.raises(Power):
-        run(broken, FailAt(epoch=1, step=2))
-    assert (Path(broken.work_dir) / 'last_checkpoint').exists()
-    assert not (Path(broken.work_dir) / 'epoch_2.pth').exists()
-    resumed = run(make('broken', resume=True))
-    assert resumed.iter == 15
-
-    expected, found = read(unbroken.work_dir), read(broken.work_dir)
-    for state in STATE:
-        assert equal(found[state], expected[state]) == []
-    # The run moved at all, and so did its average.
-    first = read(unbroken.work_dir, 'epoch_1.pth')
-    for state in STATE[:2]:
-        assert equal(first[state], expected[state])
-
-
-def test_without_the_hook_a_resumed_run_ends_elsewhere(short_run):
-    def make(name, **kwargs):
-        cfg = short_run(
-            name,
-            augment=True,
-            val_cfg=None,
-            val_dataloader=None,
-            val_evaluator=None,
-            **kwargs,
-        )
-        del cfg.default_hooks.seed
-        del cfg.default_hooks.checkpoint.save_best
-        return cfg
-
-    unbroken, broken = make('unbroken'), make('broken')
-    run(unbroken)
-    with pytest.raises(Power):
-        run(broken, FailAt(epoch=1, step=2))
-    run(make('broken', resume=True))
-    assert equal(
-        read(broken.work_dir)['state_dict'],
-        read(unbroken.work_dir)['state_dict'],
-    )
-
-
-def test_another_seed_gives_another_run(short_run):
+def test_another_seed_gives_another_run(short_run, run, read, equal):
     ends = []
     for name, seed in (('a', 0), ('b', 0), ('c', 1)):
         cfg = short_run(
@@ -307,7 +168,7 @@ def test_another_seed_gives_another_run(short_run):
     assert equal(ends[0], ends[2])
 
 
-def test_epochs_draw_different_numbers(short_run):
+def test_epochs_draw_different_numbers(short_run, run):
     class Draw(Hook):
         def __init__(self):
             self.drawn, self.seen = [], []
@@ -341,7 +202,9 @@ def test_missing_image_is_named(short_run, image_folder):
     [(b'no image', 0), (b'', 0), (b'', 1)],
     ids=['text', 'empty', 'empty, read by a worker'],
 )
-def test_unreadable_image_is_named(short_run, image_folder, workers, content):
+def test_unreadable_image_is_named(
+    short_run, image_folder, workers, content, run
+):
     (image_folder / 'train' / 'class_3' / '1.png').write_bytes(content)
     cfg = short_run(train=dict(num_workers=workers))
     with pytest.raises(Exception, match=r'class_3.1\.png'):

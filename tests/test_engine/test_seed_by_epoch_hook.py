@@ -1,4 +1,4 @@
-"""Random numbers are a function of seed, epoch and rank."""
+"""Random numbers are a function of the place in training."""
 
 import random
 from types import SimpleNamespace
@@ -6,78 +6,50 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 import mmcakd.engine.hooks.seed_by_epoch_hook as module
 from mmcakd.engine.hooks import SeedByEpochHook
 
 
-class Dice(Dataset):
-    """Items that draw from every generator."""
+@pytest.fixture
+def draw(monkeypatch):
+    """What a process draws from all generators in a step."""
 
-    def __len__(self):
-        return 6
-
-    def __getitem__(self, index):
+    def draw(seed=0, iter=0, rank=0, history=0) -> torch.Tensor:
+        for _ in range(history):
+            random.random(), np.random.rand(), torch.rand(3)
+        runner = SimpleNamespace(seed=seed, iter=iter)
+        monkeypatch.setattr(module, 'get_rank', lambda: rank)
+        SeedByEpochHook().before_train_iter(runner, 0)
         return torch.tensor(
             [random.random(), np.random.rand(), torch.rand(1).item()],
             dtype=torch.float64,
         )
 
-
-def draw(seed=0, epoch=0, rank=0, history=0, monkeypatch=None, **kwargs):
-    """What the process and its loader draw in an epoch."""
-    loader = DataLoader(Dice(), batch_size=2, **kwargs)
-    for _ in range(history):
-        random.random(), np.random.rand(), torch.rand(3), list(loader)
-    runner = SimpleNamespace(seed=seed, epoch=epoch, train_dataloader=loader)
-    monkeypatch.setattr(module, 'get_rank', lambda: rank)
-    SeedByEpochHook().before_train_epoch(runner)
-    own = [random.random(), np.random.rand(), torch.rand(1).item()]
-    return [torch.tensor(own, dtype=torch.float64), *loader]
+    return draw
 
 
-LOADERS = [
-    dict(num_workers=0),
-    dict(num_workers=2),
-    dict(num_workers=2, persistent_workers=True),
-]
+def test_the_past_does_not_matter(draw):
+    assert torch.equal(draw(iter=3), draw(iter=3, history=2))
 
 
-@pytest.mark.parametrize('kwargs', LOADERS)
-def test_the_past_does_not_matter(monkeypatch, kwargs):
-    fresh = draw(epoch=3, monkeypatch=monkeypatch, **kwargs)
-    later = draw(epoch=3, history=2, monkeypatch=monkeypatch, **kwargs)
-    for first, second in zip(fresh, later, strict=True):
-        assert torch.equal(first, second)
+@pytest.mark.parametrize('other', [dict(iter=1), dict(seed=1), dict(rank=1)])
+def test_seed_step_and_rank_do_matter(draw, other):
+    assert not (draw() == draw(**other)).any()
 
 
-@pytest.mark.parametrize('other', [dict(epoch=1), dict(seed=1), dict(rank=1)])
-@pytest.mark.parametrize('kwargs', LOADERS[:2])
-def test_seed_epoch_and_rank_do_matter(monkeypatch, kwargs, other):
-    base = draw(monkeypatch=monkeypatch, **kwargs)
-    changed = draw(monkeypatch=monkeypatch, **kwargs, **other)
-    for first, second in zip(base, changed, strict=True):
-        assert not (first == second).any()
+def test_neighbouring_steps_and_processes_do_not_meet(draw):
+    drawn = [draw(iter=i, rank=r) for i in range(30) for r in range(4)]
+    values = torch.cat(drawn)
+    assert len(values.unique()) == len(values)
 
 
-def test_workers_draw_different_numbers(monkeypatch):
-    _, first, second, _ = draw(monkeypatch=monkeypatch, num_workers=2)
-    assert not (first == second).any()
+@pytest.mark.parametrize('seed', [0, 2**31 - 1, 2**63])
+def test_late_steps_have_a_valid_seed(draw, seed):
+    draw(seed=seed, iter=10**9)
 
 
-def test_neighbouring_epochs_and_processes_do_not_meet(monkeypatch):
-    drawn = [
-        draw(epoch=epoch, rank=rank, monkeypatch=monkeypatch, num_workers=2)
-        for epoch in range(3)
-        for rank in range(2)
-    ]
-    processes = torch.cat([own for own, *_ in drawn])
-    workers = torch.cat([torch.cat(items).flatten() for _, *items in drawn])
-    for values in (processes, workers):
-        assert len(values.unique()) == len(values)
-
-
-@pytest.mark.parametrize('seed', [0, 2**31 - 1])
-def test_late_epochs_have_a_valid_seed(monkeypatch, seed):
-    draw(seed=seed, epoch=1_000_000, monkeypatch=monkeypatch, num_workers=0)
+def test_loop_without_a_training_is_left_alone():
+    runner = SimpleNamespace(_train_loop=None, seed=0)
+    SeedByEpochHook().before_run(runner)
+    assert runner._train_loop is None

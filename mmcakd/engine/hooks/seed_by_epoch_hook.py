@@ -1,49 +1,69 @@
-"""Random numbers that depend on the epoch, not on the past."""
+"""Random numbers that depend on the place in training, not on the past."""
 
-from functools import partial
+from typing import Any
 
-import torch
-from mmengine.dataset import worker_init_fn
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.runner import Runner, set_random_seed
+from mmengine.runner import BaseLoop, Runner
 
+from mmcakd.datasets import ResumableBatches, make_resumable
 from mmcakd.registry import HOOKS
+from mmcakd.utils import seed_generators
 
-#: Distance between the seeds of two epochs; more than there are processes and
-#: data workers in one of them.
-STRIDE = 100_003
+from ..loops import VALIDATED
+from ..loops import make_resumable as make_loop_resumable
+
+#: Told apart from the seeds of samples, which begin with the run's seed, too.
+STEP = 1
 
 
 @HOOKS.register_module()
 class SeedByEpochHook(Hook):
-    """Seed the process and its data workers anew at every epoch.
+    """Make a resumed run end with the same weights, bit by bit.
 
     A checkpoint keeps no state of random generators, so that a resumed run
     draws other augmentations, dropout masks and mixing factors than the
-    unbroken one. With this hook they are a function of the run's seed, the
-    epoch and the rank, and a resumed run ends with the same weights, bit by
-    bit, as far as the kernels are deterministic.
+    unbroken one. With this hook
 
-    Data workers are started anew at every epoch, also with
-    ``persistent_workers=True``.
+    - the augmentations of a sample are a function of the run's seed, the
+      epoch and the index of the sample, whichever process reads it. Workers
+      stay alive between epochs with ``persistent_workers=True``;
+    - what the process itself draws (dropout, MixUp, views, masks) is a
+      function of the run's seed, the iteration and the rank;
+    - the loop begins in the middle of an epoch if the checkpoint was written
+      there, without reading what is done (see
+      :class:`mmcakd.engine.ResumableEpochLoop`).
+
+    The weights agree as far as the kernels are deterministic.
     """
 
+    # Before other hooks draw, and before MMEngine loads a checkpoint.
     priority = 'VERY_HIGH'
 
+    def before_run(self, runner: Runner) -> None:
+        """Take over the loop and its loader, if the run trains."""
+        # Asking for `runner.train_loop` would build it for a test.
+        loop = runner._train_loop
+        if isinstance(loop, BaseLoop) and make_resumable(
+            loop.dataloader, runner.seed
+        ):
+            make_loop_resumable(loop)
+
     def before_train_epoch(self, runner: Runner) -> None:
-        """Seed random, numpy and torch, here and in the workers."""
-        seed = (runner.seed + runner.epoch * STRIDE) % 2**31
-        loader = runner.train_dataloader
-        if loader.num_workers:
-            loader.worker_init_fn = partial(
-                worker_init_fn,
-                num_workers=loader.num_workers,
-                rank=get_rank(),
-                seed=seed,
-                disable_subprocess_warning=True,
-            )
-            loader._iterator = None
-        set_random_seed(seed + get_rank())
-        # `set_random_seed` leaves the seed of a loader's workers to torch.
-        loader.generator = torch.Generator().manual_seed(seed)
+        """Tell the loader of a loop that does not do so itself."""
+        batches = runner.train_dataloader.batch_sampler
+        if isinstance(batches, ResumableBatches):
+            batches.begin(runner.epoch)
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Seed random, numpy and torch."""
+        seed_generators(STEP, runner.seed, runner.iter, get_rank())
+
+    def after_val_epoch(
+        self, runner: Runner, metrics: dict[str, float] | None = None
+    ) -> None:
+        """Note, before it is saved, that this place has been evaluated."""
+        if isinstance(runner._train_loop, BaseLoop):
+            runner.message_hub.update_info(VALIDATED, runner.iter)
