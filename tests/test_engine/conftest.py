@@ -1,5 +1,8 @@
 """A folder of images, and configs of short runs on it."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+TRAIN = Path(__file__).parents[2] / 'tools' / 'train.py'
 PREPROCESSOR = dict(
     num_classes=5,
     mean=[123.675, 116.28, 103.53],
@@ -159,3 +163,42 @@ def _differences(a, b, path='') -> list[str]:
 def equal() -> Callable:
     """Compare nested states; return the paths at which they differ."""
     return _differences
+
+
+@pytest.fixture
+def start_processes(pick_port) -> Callable:
+    """Run tools/train.py in several processes, as torchrun does."""
+
+    def start(arguments: list[list], codes: tuple[int, ...]) -> list[str]:
+        """Each with its own arguments; return what each said."""
+        common = dict(
+            WORLD_SIZE=str(len(arguments)),
+            MASTER_ADDR='127.0.0.1',
+            MASTER_PORT=pick_port(),
+            OMP_NUM_THREADS='1',
+        )
+        processes = [
+            subprocess.Popen(
+                [sys.executable, '-W', 'ignore', TRAIN, *map(str, own)]
+                + ['--launcher', 'pytorch'],
+                env=os.environ
+                | common
+                | dict(RANK=str(rank), LOCAL_RANK=str(rank)),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank, own in enumerate(arguments)
+        ]
+        try:
+            said = [
+                process.communicate(timeout=600)[0] for process in processes
+            ]
+        finally:
+            for process in processes:
+                process.kill()
+        for process, code, text in zip(processes, codes, said, strict=True):
+            assert process.returncode == code, text[-3000:]
+        return said
+
+    return start

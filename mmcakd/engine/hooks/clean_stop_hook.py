@@ -4,8 +4,10 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -166,13 +168,10 @@ class CleanStopHook(Hook):
             return
         self._forget_signals()
         hook = _checkpoint_hook(runner)
-        path, where = (
-            None,
-            'no checkpoint, since the run has no CheckpointHook',
-        )
+        path, saved = None, 'nothing is saved: there is no CheckpointHook'
         if hook is not None:
             path = hook.pause(runner, runner.epoch, iteration)
-            where = f'{path}; go on with --resume'
+            saved = f'{path} goes on from there with --resume'
         state = 'stopped' if REASONS[reason] else 'paused'
         self._write_status(
             runner,
@@ -183,8 +182,8 @@ class CleanStopHook(Hook):
             checkpoint=path and str(path),
         )
         runner.logger.warning(
-            f'{state.capitalize()} by {reason} after iteration {iteration}, '
-            f'which is saved in {where}'
+            f'{state.capitalize()} by {reason} after iteration {iteration}; '
+            f'{saved}'
         )
         sys.exit(REASONS[reason])
 
@@ -219,14 +218,25 @@ def _shield_workers(loader: DataLoader) -> None:
     """
     if loader.num_workers:
         loader.worker_init_fn = partial(
-            _ignore_signals, then=loader.worker_init_fn
+            _heed_the_parent_alone, then=loader.worker_init_fn
         )
         # Those that live are of a loop that has not begun.
         loader._iterator = None
 
 
-def _ignore_signals(worker_id: int, then: Any) -> None:
-    for name in ('SIGTERM', 'SIGINT', 'SIGUSR1'):
+def _heed_the_parent_alone(worker_id: int, then: Callable | None) -> None:
+    for name in ('SIGINT', 'SIGUSR1'):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    # By SIGTERM the process itself ends its workers. Where the system does
+    # not tell who sent it (macOS), it ends them, whoever it was.
+    if hasattr(signal, 'sigwaitinfo'):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        Thread(target=_wait_for_the_parent, daemon=True).start()
     if then is not None:
         then(worker_id)
+
+
+def _wait_for_the_parent() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
