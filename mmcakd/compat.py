@@ -7,13 +7,15 @@ imported; nothing is forked and no file on disk is changed.
 """
 
 import importlib
+import math
 import os
 import sys
 from functools import wraps
 from importlib.util import find_spec
+from numbers import Rational, Real
 from pathlib import Path
 from pickle import UnpicklingError
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import torch
 from mmengine.utils import digit_version
@@ -412,6 +414,48 @@ def refuse_to_resume_from_weights() -> None:
     Runner.resume = resume
 
 
+def spell_out_infinite_settings() -> None:
+    """Let a config with ``inf`` or ``nan`` be read again.
+
+    MMEngine writes them as these words, into checkpoints and work
+    directories, and no Python knows them: whoever reads such a config ends in
+    ``NameError: name 'inf' is not defined``.
+
+    Unnecessary once MMEngine writes ``float('inf')``.
+    """
+    from mmengine.config import Config
+
+    original = Config.pretty_text.fget
+    if 'float' in Config(dict(a=float('inf'))).pretty_text:
+        return
+
+    class Spelled(float):
+        def __repr__(self) -> str:
+            return f"float('{float(self)}')"
+
+        __str__ = __repr__
+
+    def spell(value):
+        if isinstance(value, dict):
+            return {spell(key): spell(item) for key, item in value.items()}
+        if type(value) in (list, tuple, set):
+            return type(value)(map(spell, value))
+        if isinstance(value, Real) and not isinstance(value, Rational):
+            return value if math.isfinite(value) else Spelled(value)
+        return value
+
+    @wraps(original)
+    def pretty_text(self) -> str:
+        # All that it asks of a config.
+        config = SimpleNamespace(
+            to_dict=lambda: spell(self.to_dict()),
+            _format_python_code=self._format_python_code,
+        )
+        return original(config)
+
+    Config.pretty_text = property(pretty_text)
+
+
 #: In the order they are applied: the first ones make later imports possible.
 FIXES = (
     declare_torchvision_ops,
@@ -427,6 +471,7 @@ FIXES = (
     find_checkpoints_that_load,
     read_checkpoints_safely,
     refuse_to_resume_from_weights,
+    spell_out_infinite_settings,
 )
 
 

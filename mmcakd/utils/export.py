@@ -9,11 +9,13 @@ from mmengine.config import Config, ConfigDict
 
 from mmcakd.models.teachers import (
     build_model,
+    check_finite,
     read_checkpoint,
     read_model_cfg,
 )
 from mmcakd.version import __version__
 
+from .config_text import check_readable, read_config_text
 from .files import replacing
 
 #: What the weights of a student are called in those of a distillation.
@@ -83,14 +85,40 @@ def recorded_config(checkpoint: dict, source: str | Path) -> Config:
         Config: The config of the run.
 
     Raises:
-        ValueError: The checkpoint has none.
+        ValueError: The checkpoint has none, or none that can be read without
+            running it.
     """
-    if 'cfg' not in checkpoint['meta']:
+    text = checkpoint['meta'].get('cfg')
+    if not isinstance(text, str):
         raise ValueError(
             f'{source} does not say how its model was configured: give the '
             'config of the run'
         )
-    return Config.fromstring(checkpoint['meta']['cfg'], file_format='.py')
+    cfg = read_config_text(text, source)
+    if not isinstance(cfg.get('model'), dict):
+        raise ValueError(
+            f'the config that is recorded in {source} has no model: give the '
+            'config of the run'
+        )
+    return cfg
+
+
+def recorded_student(checkpoint: dict, source: str | Path) -> Config:
+    """Read how the student in a checkpoint is configured as a plain model.
+
+    Args:
+        checkpoint (dict): The checkpoint.
+        source (str | Path): Its file, for the message.
+
+    Returns:
+        Config: See :func:`student_config`.
+
+    Raises:
+        ValueError: See :func:`recorded_config` and :func:`check_readable`.
+    """
+    plain = student_config(recorded_config(checkpoint, source))
+    check_readable(plain, source)
+    return plain
 
 
 def student_state_dict(
@@ -125,7 +153,7 @@ def student_state_dict(
         # A student trained with channels last is saved as any other.
         (key.removeprefix(prefix), value.contiguous())
         for key, value in weights.items()
-        if key.startswith(prefix)
+        if key.startswith(prefix) and isinstance(value, torch.Tensor)
     )
 
 
@@ -295,13 +323,15 @@ def export_student(
     checkpoint = read_checkpoint(source)
     meta = checkpoint['meta']
     if cfg is None:
-        cfg = recorded_config(checkpoint, source)
-    plain = student_config(cfg)
+        plain = recorded_student(checkpoint, source)
+    else:
+        plain = student_config(cfg)
 
     kept = ('dataset_meta', 'epoch', 'iter', 'seed', 'mmengine_version')
     meta = {key: meta[key] for key in kept if key in meta}
     meta.update(cfg=plain.pretty_text, mmcakd_version=__version__)
     weights = student_state_dict(checkpoint, ema)
+    check_finite(weights, source)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
