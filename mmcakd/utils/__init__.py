@@ -1,3 +1,5 @@
+from .command_line import Command
+from .config_text import read_config_text
 from .downstream import (
     describe_backbone,
     find_student,
@@ -18,13 +20,25 @@ from .export import (
     export_student,
     find_checkpoint,
     recorded_config,
+    recorded_student,
     student_config,
     student_state_dict,
 )
 from .files import replacing, sha256, write_text
 from .randomness import seed_generators
+from .files import (
+    FolderLock,
+    read_json,
+    read_json_lines,
+    replacing,
+    sha256,
+    write_json,
+    write_text,
+)
 
 __all__ = [
+    'Command',
+    'FolderLock',
     'config_changes',
     'describe_backbone',
     'describe_commit',
@@ -37,13 +51,18 @@ __all__ = [
     'markdown_table',
     'mean_gain',
     'mean_std',
+    'read_config_text',
     'read_curve',
     'read_downstream_config',
+    'read_json',
+    'read_json_lines',
     'recorded_config',
+    'recorded_student',
     'replacing',
     'seed_generators',
     'sha256',
     'student_config',
     'student_state_dict',
+    'write_json',
     'write_text',
 ]

@@ -67,7 +67,7 @@ def read_config_text(text: str, source: str | Path) -> Config:
             if not names or not all(isinstance(n, ast.Name) for n in names):
                 if isinstance(getattr(line, 'value', None), ast.Constant):
                     continue  # a docstring
-                raise _refusal(
+                raise refusal(
                     source,
                     f'line {line.lineno} of it, {_shown(line)!r}, is code, '
                     'which is not run',
@@ -76,44 +76,56 @@ def read_config_text(text: str, source: str | Path) -> Config:
                 settings[name.id] = _read(line.value)
         return Config(settings)
     except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
-        raise _refusal(source, 'it cannot be parsed') from error
+        raise refusal(source, 'it cannot be parsed') from error
     except KeyError as error:
         # A name that MMEngine keeps for itself.
-        raise _refusal(source, str(error.args[0])) from error
+        raise refusal(source, str(error.args[0])) from error
 
 
-def check_readable(cfg: Config, source: str | Path) -> None:
-    """Insist that a config from a text says all, and names known parts.
-
-    MMEngine builds whatever a ``type`` leads to, ``os.system`` too. In a
-    config from a checkpoint it has to be the name of a registered part.
+def check_readable(cfg: dict, source: str | Path) -> None:
+    """Insist that all of a config could be read.
 
     Args:
-        cfg (Config): What is needed of :func:`read_config_text`.
+        cfg (dict): What is needed of :func:`read_config_text`.
         source (str | Path): Its file, for the message.
 
     Raises:
-        ValueError: A setting could not be read, or a type is not registered.
-            The message names it.
+        ValueError: A setting could not. The message names it.
     """
-    for place, value in _settings(cfg.to_dict()):
+    for place, value in _settings(cfg):
         if isinstance(value, Unreadable):
-            raise _refusal(
+            raise refusal(
                 source,
                 f'its {place} is {value.text!r}, which would have to be run',
             )
+
+
+def check_registered(cfg: dict, source: str | Path) -> None:
+    """Insist that a config names nothing but registered parts.
+
+    MMEngine builds whatever a ``type`` leads to, ``os.system`` too.
+
+    Args:
+        cfg (dict): What is needed of :func:`read_config_text`.
+        source (str | Path): Its file, for the message.
+
+    Raises:
+        ValueError: A type is not registered. The message names it.
+    """
+    for place, value in _settings(cfg):
         if (
             place.rpartition('.')[2] == 'type'
             and isinstance(value, str)
             and '.' in value
             and not _is_registered(value)
         ):
-            raise _refusal(
+            raise refusal(
                 source, f'its {place} is {value!r}, which is not registered'
             )
 
 
-def _refusal(source: str | Path, problem: str) -> ValueError:
+def refusal(source: str | Path, problem: str) -> ValueError:
+    """Say why the config in a checkpoint cannot be used."""
     return ValueError(
         f'the config that is recorded in {source} cannot be used: {problem}. '
         'Give the config of the run'
@@ -213,7 +225,6 @@ def _registries() -> Iterator[Registry]:
     ]
     while roots:
         registry = roots.pop()
-        registry.import_from_location()
         roots.extend(registry.children.values())
         yield registry
 
@@ -223,10 +234,11 @@ def _is_registered(name: str) -> bool:
     scope, _, short = name.partition('.')
     part = _find_imported(name)
     for registry in _registries():
-        parts = registry.module_dict
-        if registry.scope == scope and short in parts:
-            return True
-        if part is not None and part in parts.values():
+        if registry.scope == scope:
+            registry.import_from_location()
+            if short in registry.module_dict:
+                return True
+        if part is not None and part in registry.module_dict.values():
             return True
     return False
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.utils import import_modules_from_strings
 
 from mmcakd.models.teachers import (
     build_model,
@@ -15,7 +16,12 @@ from mmcakd.models.teachers import (
 )
 from mmcakd.version import __version__
 
-from .config_text import check_readable, read_config_text
+from .config_text import (
+    check_readable,
+    check_registered,
+    read_config_text,
+    refusal,
+)
 from .files import replacing
 
 #: What the weights of a student are called in those of a distillation.
@@ -114,10 +120,24 @@ def recorded_student(checkpoint: dict, source: str | Path) -> Config:
         Config: See :func:`student_config`.
 
     Raises:
-        ValueError: See :func:`recorded_config` and :func:`check_readable`.
+        ValueError: See :func:`recorded_config`; or something that is needed
+            could not be read, or is no registered part.
     """
-    plain = student_config(recorded_config(checkpoint, source))
-    check_readable(plain, source)
+    cfg = recorded_config(checkpoint, source)
+    model = cfg.model
+    if 'architecture' in model:
+        kept = ('architecture', 'data_preprocessor')
+        model = {key: model[key] for key in kept if key in model}
+    kept = (*_EVALUATION_KEYS, 'data_preprocessor', 'custom_imports')
+    needed = {key: cfg[key] for key in kept if key in cfg}
+    check_readable(dict(needed, model=model), source)
+    try:
+        plain = student_config(cfg)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise refusal(source, f'{type(error).__name__}: {error}') from error
+    if 'custom_imports' in plain:
+        import_modules_from_strings(**plain.custom_imports)
+    check_registered(plain.to_dict(), source)
     return plain
 
 
