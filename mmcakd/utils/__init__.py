@@ -1,5 +1,5 @@
 from .command_line import Command
-from .config_text import read_config_text
+from .config_text import read_config_text, read_dumped_config
 from .downstream import (
     describe_backbone,
     find_student,
@@ -54,6 +54,7 @@ __all__ = [
     'read_config_text',
     'read_curve',
     'read_downstream_config',
+    'read_dumped_config',
     'read_json',
     'read_json_lines',
     'recorded_config',

@@ -82,6 +82,16 @@ def read_config_text(text: str, source: str | Path) -> Config:
         raise refusal(source, str(error.args[0])) from error
 
 
+def read_dumped_config(path: str | Path) -> Config:
+    """Read the config that MMEngine left in a work directory.
+
+    See :func:`read_config_text`. One with ``inf``, as older versions wrote
+    it, does not run as Python.
+    """
+    text = Path(path).read_text(encoding='utf-8', errors='replace')
+    return read_config_text(text, path)
+
+
 def check_readable(cfg: dict, source: str | Path) -> None:
     """Insist that all of a config could be read.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+
 REPO = Path(__file__).resolve().parents[2]
 TOOL = 'tools/analysis_tools/compare.py'
 
@@ -51,14 +52,13 @@ def tool(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(tool, tmp_path, monkeypatch, capsys):
+def run(tool, tmp_path, main_of, monkeypatch, capsys):
     """Run the tool in this process; return its exit status and output."""
 
     def run(*arguments) -> tuple[int, str]:
         words = [TOOL, *arguments, '--work-dir', tmp_path / 'runs']
         monkeypatch.setattr(sys, 'argv', list(map(str, words)))
-        code = tool.main()
-        return code, ''.join(capsys.readouterr())
+        return main_of(tool), ''.join(capsys.readouterr())
 
     return run
 

@@ -43,8 +43,8 @@ from mmcakd.utils import (
     markdown_table,
     mean_gain,
     mean_std,
-    read_config_text,
     read_curve,
+    read_dumped_config,
     read_json,
     replacing,
     sha256,
@@ -398,8 +398,7 @@ def read_run(work_dir: Path, seed: int) -> Run | None:
 
 def read_loop(config: Path) -> dict:
     """Read from the config of a run how long it is meant to be."""
-    text = config.read_text(errors='replace')
-    loop = read_config_text(text, config).get('train_cfg')
+    loop = read_dumped_config(config).get('train_cfg')
     if not isinstance(loop, dict):
         raise ValueError(
             f'{config} has no train_cfg, which tells whether the run is '

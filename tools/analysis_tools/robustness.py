@@ -22,7 +22,11 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from mmcakd.evaluation import add_noise, occlude
-from mmcakd.models.teachers import build_model, read_checkpoint
+from mmcakd.models.teachers import (
+    build_model,
+    fit_weights,
+    read_checkpoint,
+)
 from mmcakd.utils import (
     Command,
     find_checkpoint,
@@ -115,7 +119,7 @@ def load(checkpoint: Path) -> tuple[torch.nn.Module, Config]:
     cfg = recorded_student(content, checkpoint)
     init_default_scope(cfg.default_scope)
     model = build_model(cfg.model, 'student', cfg.get('data_preprocessor'))
-    model.load_state_dict(student_state_dict(content))
+    fit_weights(model, student_state_dict(content), checkpoint)
     return model.eval(), cfg
 
 

@@ -1,5 +1,5 @@
 from .build import build_model, read_model_cfg
-from .checkpoint import check_finite, load_weights
+from .checkpoint import check_finite, fit_weights, load_weights
 from .reader import check_resumable, read_checkpoint, read_state_dict
 from .teacher import Teacher
 
@@ -8,6 +8,7 @@ __all__ = [
     'build_model',
     'check_finite',
     'check_resumable',
+    'fit_weights',
     'load_weights',
     'read_model_cfg',
     'read_checkpoint',

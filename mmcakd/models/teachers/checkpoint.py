@@ -1,7 +1,7 @@
 """Loading weights so that nothing goes wrong in silence."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 import torch
@@ -39,6 +39,27 @@ def load_weights(
     ignore = _as_patterns(ignore)
     state_dict = read_state_dict(path)
     check_finite(state_dict, path)
+    fit_weights(model, state_dict, path, ignore)
+    print_log(f'Loaded {len(state_dict)} weights from {path}', 'current')
+
+
+def fit_weights(
+    model: nn.Module,
+    state_dict: MutableMapping[str, torch.Tensor],
+    path: str | Path,
+    ignore: Sequence[re.Pattern] = (),
+) -> None:
+    """Load weights into a model and insist that they are its own.
+
+    Args:
+        model (nn.Module): Filled in place.
+        state_dict (MutableMapping[str, Tensor]): The weights by name.
+        path (str | Path): Their file, for the message.
+        ignore (Sequence[re.Pattern]): See :func:`load_weights`.
+
+    Raises:
+        RuntimeError: See :func:`load_weights`.
+    """
     misshapen = {}
     try:
         keys = model.load_state_dict(state_dict, strict=False)
@@ -78,7 +99,6 @@ def load_weights(
             'number of classes?'
         )
     _check_bulk(model, {*keys.missing_keys, *misshapen}, path, ignore)
-    print_log(f'Loaded {len(state_dict)} weights from {path}', 'current')
 
 
 def check_finite(
