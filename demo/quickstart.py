@@ -182,7 +182,7 @@ def train(
         former = read_stamp(work_dir, cfg, stamp)
         if former != stamp and work_dir.exists():
             if former is None and any(work_dir.iterdir()):
-                raise ValueError(
+                raise SystemExit(
                     f'{work_dir} was not made by the quick start: move it '
                     'away, or choose another --work-dir'
                 )

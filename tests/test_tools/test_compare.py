@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-
 REPO = Path(__file__).resolve().parents[2]
 TOOL = 'tools/analysis_tools/compare.py'
 
