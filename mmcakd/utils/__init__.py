@@ -24,8 +24,6 @@ from .export import (
     student_config,
     student_state_dict,
 )
-from .files import replacing, sha256, write_text
-from .randomness import seed_generators
 from .files import (
     FolderLock,
     read_json,
@@ -35,6 +33,7 @@ from .files import (
     write_json,
     write_text,
 )
+from .randomness import seed_generators
 
 __all__ = [
     'Command',

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
 from mmengine.utils import import_modules_from_strings
 
 from mmcakd.models.teachers import (
@@ -73,11 +74,28 @@ def find_checkpoint(work_dir: str | Path, which: str = 'last') -> Path:
         pointer = work_dir / 'last_checkpoint'
         if pointer.is_file():
             # By name, so that a moved work directory is still understood.
-            path = work_dir / Path(pointer.read_text().strip()).name
+            text = pointer.read_text(errors='replace').strip()
+            path = work_dir / Path(text).name
             if path.is_file():
                 return path
+        if path := _highest_checkpoint(work_dir):
+            print_log(f'{pointer} is lost: {path} is the last', 'current')
+            return path
         cure = 'train with a CheckpointHook, or name the file itself'
     raise FileNotFoundError(f'{work_dir} holds no {which} checkpoint: {cure}')
+
+
+def _highest_checkpoint(work_dir: Path) -> Path | None:
+    """The checkpoint of the highest epoch, or else iteration."""
+    for unit in ('epoch', 'iter'):
+        found = {
+            int(path.stem.removeprefix(f'{unit}_')): path
+            for path in work_dir.glob(f'{unit}_*.pth')
+            if path.stem.removeprefix(f'{unit}_').isdigit()
+        }
+        if found:
+            return found[max(found)]
+    return None
 
 
 def recorded_config(checkpoint: dict, source: str | Path) -> Config:
