@@ -426,7 +426,8 @@ def spell_out_infinite_settings() -> None:
     from mmengine.config import Config
 
     original = Config.pretty_text.fget
-    if 'float' in Config(dict(a=float('inf'))).pretty_text:
+    sample = Config(dict(a=float('inf')), format_python_code=False)
+    if 'float' in sample.pretty_text:
         return
 
     class Spelled(float):

@@ -242,10 +242,10 @@ def _read_safetensors(path: str, map_location: Any) -> dict:
     named = isinstance(map_location, (str, torch.device))
     try:
         return load_safetensors(path, str(map_location) if named else 'cpu')
-    except Exception as error:
+    except Exception:
         raise _unreadable(
             path, 'it is no file of safetensors, or it is truncated'
-        ) from error
+        ) from None
 
 
 def _read_torch(path: str, start: bytes, map_location: Any, mmap: bool) -> Any:
@@ -275,12 +275,13 @@ def _read_torch(path: str, start: bytes, map_location: Any, mmap: bool) -> Any:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        # torch's own messages advise to switch the safety off.
+        # torch's own messages advise to switch the safety off; they are not
+        # shown as a cause either.
         if code := re.search(r'GLOBAL (\S+)', str(error)):
-            raise _with_code(path, code[1]) from error
+            raise _with_code(path, code[1]) from None
         if is_zip and isinstance(error, pickle.UnpicklingError):
-            raise _with_code(path) from error
-        raise _unreadable(path, 'it is truncated or damaged') from error
+            raise _with_code(path) from None
+        raise _unreadable(path, 'it is truncated or damaged') from None
 
 
 def _with_code(path: str, code: str = 'pickled objects') -> RuntimeError:
@@ -302,8 +303,8 @@ def _check_zip(path: str) -> None:
                     with archive.open(record) as data:
                         while data.read(2**20):
                             pass
-    except Exception as error:
-        raise _unreadable(path, 'it is truncated or damaged') from error
+    except Exception:
+        raise _unreadable(path, 'it is truncated or damaged') from None
     names = {record.filename.partition('/')[2] for record in records}
     if 'constants.pkl' in names:
         cure = f'save its weights alone: {_SAVE_WEIGHTS}'
