@@ -11,7 +11,6 @@ held-out images. Run again, it reuses what is finished and resumes what is not.
 import argparse
 import hashlib
 import io
-import json
 import os
 import re
 import shutil
@@ -44,6 +43,8 @@ warnings.simplefilter('ignore')
 from matplotlib import pyplot  # noqa: E402
 
 from mmcakd.utils import (  # noqa: E402
+    Command,
+    FolderLock,
     describe_commit,
     describe_machine,
     draw_curves,
@@ -52,6 +53,10 @@ from mmcakd.utils import (  # noqa: E402
     mean_gain,
     mean_std,
     read_curve,
+    read_json,
+    replacing,
+    write_json,
+    write_text,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -173,24 +178,58 @@ def train(
     Returns:
         tuple[Result, bool]: The result, and whether it is a former one.
     """
-    seed = cfg.randomness.seed
-    done, started = work_dir / 'result.json', work_dir / 'started'
-    former = started.read_text() if started.is_file() else None
-    if former != stamp and work_dir.exists():
-        if former is None:
-            raise SystemExit(
-                f'{work_dir} was not made by the quick start: move it away, '
-                'or choose another --work-dir'
-            )
-        shutil.rmtree(work_dir)
-    if done.is_file():
-        result = json.loads(done.read_text())
-        curve = {int(epoch): top1 for epoch, top1 in result['curve'].items()}
-        return Result(**result | dict(curve=curve)), True
+    with FolderLock(work_dir) as lock:
+        former = read_stamp(work_dir, cfg, stamp)
+        if former != stamp and work_dir.exists():
+            if former is None and any(work_dir.iterdir()):
+                raise SystemExit(
+                    f'{work_dir} was not made by the quick start: move it '
+                    'away, or choose another --work-dir'
+                )
+            shutil.rmtree(work_dir)
+        result = read_result(work_dir)
+        if result is not None:
+            return result, True
+        return train_in(work_dir, cfg, method, stamp, lock), False
 
+
+def read_stamp(work_dir: Path, cfg: Config, stamp: str) -> str | None:
+    """The stamp of what a folder holds; None if it holds something else."""
+    started, config = work_dir / 'started', work_dir / 'config.py'
+    if not started.is_file():
+        return None
+    former = started.read_text(errors='replace')
+    if not re.fullmatch(r'[0-9a-f]{64}', former):
+        console.print(f'{started} cannot be read: it is damaged')
+        # The run goes on if its config at least is the same.
+        text = config.read_text(errors='replace') if config.is_file() else ''
+        return stamp if text == cfg.pretty_text else 'another'
+    return former
+
+
+def read_result(work_dir: Path) -> Result | None:
+    """What a finished run came to; None if it is not finished."""
+    done = work_dir / 'result.json'
+    if not done.is_file():
+        return None
+    try:
+        result = read_json(done)
+        curve = {int(epoch): top1 for epoch, top1 in result['curve'].items()}
+        return Result(**result | dict(curve=curve))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        what = error if isinstance(error, ValueError) else 'it is no result'
+        console.print(f'{done}: the run counts as not finished ({what})')
+        return None
+
+
+def train_in(
+    work_dir: Path, cfg: Config, method: str, stamp: str, lock: FolderLock
+) -> Result:
+    """Train in a folder, from where a former process left off."""
+    seed = cfg.randomness.seed
     work_dir.mkdir(parents=True, exist_ok=True)
-    started.write_text(stamp)
-    cfg.dump(work_dir / 'config.py')
+    write_text(work_dir / 'config.py', cfg.pretty_text)
+    write_text(work_dir / 'started', stamp)
     start = time.perf_counter()
     with Watch(f'{METHODS[method]}, seed {seed}', cfg) as watch:
         run(
@@ -204,16 +243,20 @@ def train(
             ],
             say=watch.read,
             log=work_dir / 'train.log',
+            lock=lock,
         )
     result = Result(
         method, seed, read_curve(work_dir), time.perf_counter() - start
     )
-    done.write_text(json.dumps(asdict(result)))
-    return result, False
+    write_json(work_dir / 'result.json', asdict(result))
+    return result
 
 
 def run(
-    command: list, say: Callable[[str], None], log: Path | None = None
+    command: list,
+    say: Callable[[str], None],
+    log: Path | None = None,
+    lock: FolderLock | None = None,
 ) -> None:
     """Run a command; hand its lines on, and stop with the last ones."""
     lines: list[str] = []
@@ -224,7 +267,11 @@ def run(
         text=True,
         cwd=ROOT,
         env=os.environ | dict(PYTHONUNBUFFERED='1', PYTHONWARNINGS='ignore'),
+        # If the quick start is killed, the training goes on.
+        pass_fds=lock.handles if lock else (),
     )
+    if lock:
+        lock.name_holder(process.pid)
     try:
         with open(log or os.devnull, 'a') as file:
             for line in process.stdout:
@@ -302,7 +349,7 @@ def test_teacher(data: Path, work_dir: Path) -> float:
     ]
     work_dir.mkdir(parents=True, exist_ok=True)
     run(command, say=lambda line: None, log=work_dir / 'test.log')
-    return json.loads(out.read_text())['accuracy/top1']
+    return read_json(out)['accuracy/top1']
 
 
 # ------------------------------------------------------------------ reporting
@@ -375,7 +422,8 @@ def draw_predictions(checkpoint: Path, data: Path, out: Path) -> str:
             color='darkgreen' if fine else 'crimson',
         )
     figure.tight_layout()
-    figure.savefig(out, dpi=100)
+    with replacing(out) as written:
+        figure.savefig(written, dpi=100)
     pyplot.close(figure)
     return f'{right} of {len(images)} right'
 
@@ -410,7 +458,7 @@ def write_report(
         f'- commit: {describe_commit(ROOT)}',
     ]
     path = args.work_dir / 'report.md'
-    path.write_text('\n'.join(report) + '\n')
+    write_text(path, '\n'.join(report) + '\n')
     return path
 
 
@@ -474,6 +522,7 @@ def main() -> None:
 
 if __name__ == '__main__':
     try:
-        main()
+        with Command():
+            main()
     except KeyboardInterrupt:
         raise SystemExit('\ninterrupted; run it again to go on') from None

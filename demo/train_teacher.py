@@ -30,6 +30,7 @@ from torch import nn
 
 from mmcakd.datasets.rendered import CLASSES, render_scene
 from mmcakd.models import build_model, soft_target_loss
+from mmcakd.utils import Command, replacing
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'configs/quickstart/_base_'
@@ -190,9 +191,8 @@ def save(model: nn.Module, accuracy: float, args) -> None:
         classes=list(CLASSES),
         args={k: v for k, v in vars(args).items() if k != 'out'},
     )
-    part = args.out.with_suffix('.part')
-    torch.save(dict(state_dict=model.state_dict(), meta=meta), part)
-    part.replace(args.out)
+    with replacing(args.out) as written:
+        torch.save(dict(state_dict=model.state_dict(), meta=meta), written)
 
 
 def main() -> None:
@@ -283,4 +283,5 @@ def teach(cnn: nn.Module, data, val, args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with Command():
+        main()

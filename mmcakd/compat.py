@@ -7,13 +7,15 @@ imported; nothing is forked and no file on disk is changed.
 """
 
 import importlib
+import math
 import os
 import sys
 from functools import wraps
 from importlib.util import find_spec
+from numbers import Rational, Real
 from pathlib import Path
 from pickle import UnpicklingError
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import torch
 from mmengine.utils import digit_version
@@ -349,6 +351,112 @@ def find_checkpoints_that_load() -> None:
         module.find_latest_checkpoint = find_newest_checkpoint
 
 
+def read_checkpoints_safely() -> None:
+    """Let MMEngine open checkpoints as :mod:`mmcakd.models.teachers` does.
+
+    Of a file that is missing, cut off, damaged or something else, MMEngine
+    shows what torch says: an end of file, an error of its zip library, or
+    the advice to switch the safety off. What it downloads it reads by
+    :mod:`torch.hub`, which does run code that is in a file.
+
+    Unnecessary once MMEngine reads weights only, wherever they are from, and
+    says what is wrong with a file.
+    """
+    from mmengine.runner import CheckpointLoader, checkpoint
+
+    # Imported when they are called: the package needs what is mended here.
+    def load_from_local(filename, map_location=None):
+        from mmcakd.models.teachers.reader import read_local
+
+        return read_local(filename, map_location)
+
+    def load_from_http(filename, map_location=None, **kwargs):
+        from mmcakd.models.teachers.reader import read_url
+
+        return read_url(filename, map_location, **kwargs)
+
+    register = CheckpointLoader.register_scheme
+    register('', load_from_local, force=True)
+    register(('http://', 'https://'), load_from_http, force=True)
+    # The loaders that turn a name of a model zoo into a URL call it.
+    checkpoint.load_from_http = load_from_http
+
+
+def refuse_to_resume_from_weights() -> None:
+    """Say so when a file to resume from is no checkpoint of a training.
+
+    MMEngine resumes as far as it comes, and ends in a ``KeyError``, or goes
+    on with a new optimizer.
+
+    Unnecessary once MMEngine checks what it resumes from.
+    """
+    from mmengine.runner import Runner
+
+    original = Runner.resume
+    if hasattr(original, '__wrapped__'):
+        return
+
+    @wraps(original)
+    def resume(self, filename, *args, **kwargs) -> None:
+        from mmcakd.models.teachers import check_resumable
+
+        def load_checkpoint(*args, **kwargs) -> dict:
+            checkpoint = type(self).load_checkpoint(self, *args, **kwargs)
+            check_resumable(checkpoint, filename)
+            return checkpoint
+
+        self.load_checkpoint = load_checkpoint
+        try:
+            original(self, filename, *args, **kwargs)
+        finally:
+            del self.load_checkpoint
+
+    Runner.resume = resume
+
+
+def spell_out_infinite_settings() -> None:
+    """Let a config with ``inf`` or ``nan`` be read again.
+
+    MMEngine writes them as these words, into checkpoints and work
+    directories, and no Python knows them: whoever reads such a config ends in
+    ``NameError: name 'inf' is not defined``.
+
+    Unnecessary once MMEngine writes ``float('inf')``.
+    """
+    from mmengine.config import Config
+
+    original = Config.pretty_text.fget
+    sample = Config(dict(a=float('inf')), format_python_code=False)
+    if 'float' in sample.pretty_text:
+        return
+
+    class Spelled(float):
+        def __repr__(self) -> str:
+            return f"float('{float(self)}')"
+
+        __str__ = __repr__
+
+    def spell(value):
+        if isinstance(value, dict):
+            return {spell(key): spell(item) for key, item in value.items()}
+        if type(value) in (list, tuple, set):
+            return type(value)(map(spell, value))
+        if isinstance(value, Real) and not isinstance(value, Rational):
+            return value if math.isfinite(value) else Spelled(value)
+        return value
+
+    @wraps(original)
+    def pretty_text(self) -> str:
+        # All that it asks of a config.
+        config = SimpleNamespace(
+            to_dict=lambda: spell(self.to_dict()),
+            _format_python_code=self._format_python_code,
+        )
+        return original(config)
+
+    Config.pretty_text = property(pretty_text)
+
+
 #: In the order they are applied: the first ones make later imports possible.
 FIXES = (
     declare_torchvision_ops,
@@ -362,6 +470,9 @@ FIXES = (
     write_files_whole,
     keep_the_last_checkpoint,
     find_checkpoints_that_load,
+    read_checkpoints_safely,
+    refuse_to_resume_from_weights,
+    spell_out_infinite_settings,
 )
 
 

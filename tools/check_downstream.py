@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 # Before mmdet and mmseg: they import torchvision, which may need its help.
 import mmcakd  # noqa: F401
+from mmcakd.utils import Command
 
 
 def check_nms(device: str) -> None:
@@ -93,4 +94,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with Command():
+        main()

@@ -23,6 +23,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from rich.table import Table
 
 import mmcakd  # noqa: F401
 from mmcakd.engine.launcher import parse_run_args, prepare_cpu_launcher
-from mmcakd.utils import describe_commit
+from mmcakd.utils import Command, FolderLock, describe_commit
 from mmcakd.utils.downstream import (
     SCRATCH,
     DownstreamRun,
@@ -136,7 +137,8 @@ def on_first_process(function: Callable):
     broadcast_object_list(outcome)
     result, error = outcome
     if error is not None:
-        raise error
+        # It is told once.
+        raise error if is_main_process() else SystemExit(1)
     return result
 
 
@@ -192,21 +194,23 @@ def report(args: argparse.Namespace, results: list) -> None:
     print(f'{path}: the report')
 
 
-def main() -> int:
+def main(command: Command, locks: ExitStack) -> int:
     args = parse_args()
-    try:
-        given = read_downstream_config(args.config, args.cfg_options)
-        cfg = deepcopy(given)
-        start_processes(cfg, args.launcher)
-        runs = on_first_process(lambda: plan(args))
+    given = read_downstream_config(args.config, args.cfg_options)
+    cfg = deepcopy(given)
+    start_processes(cfg, args.launcher)
+    runs = on_first_process(lambda: plan(args))
+
+    def keep_folders() -> None:
         for run in runs:
-            say(describe(run, check(cfg, run)))
-        found = on_first_process(
-            lambda: [read_metrics(given, run) for run in runs]
-        )
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        say(f'error: {error}')
-        return 1
+            locks.enter_context(FolderLock(run.work_dir))
+
+    on_first_process(keep_folders)
+    for run in runs:
+        say(describe(run, check(cfg, run)))
+    found = on_first_process(
+        lambda: [read_metrics(given, run) for run in runs]
+    )
 
     results = []
     for run, metrics in zip(runs, found, strict=True):
@@ -215,7 +219,8 @@ def main() -> int:
         else:
             if is_main_process():
                 mark_run(given, run)
-            metrics = train_run(run_config(cfg, run), check(cfg, run))
+            backbone = check(cfg, run)
+            metrics = train_run(run_config(cfg, run), backbone, command)
             if is_main_process():
                 mark_run(given, run, metrics)
         results.append((run, metrics))
@@ -226,6 +231,7 @@ def main() -> int:
 
 if __name__ == '__main__':
     try:
-        sys.exit(main())
+        with Command() as command, ExitStack() as locks:
+            sys.exit(main(command, locks))
     except KeyboardInterrupt:
         raise SystemExit('\ninterrupted; run it again to go on') from None

@@ -6,16 +6,23 @@ student, and a distillation checkpoint for the student's weights in it.
 
 import argparse
 import os.path as osp
+from contextlib import nullcontext
 
 import mmengine
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmcakd.engine.launcher import parse_run_args, prepare_cpu_launcher
-from mmcakd.models.teachers import read_checkpoint
-from mmcakd.utils import student_config, student_state_dict
+from mmcakd.models.teachers import fit_weights, read_checkpoint
+from mmcakd.utils import (
+    Command,
+    replacing,
+    student_config,
+    student_state_dict,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -56,17 +63,16 @@ def main() -> None:
     model = runner.model
     if is_model_wrapper(model):
         model = model.module
-    model.load_state_dict(weights)
-    if args.out and args.out.endswith('.pkl'):
-        runner.test_evaluator.metrics.append(DumpResults(args.out))
-    metrics = runner.test()
-    if (
-        args.out
-        and args.out.endswith('.json')
-        and mmengine.dist.is_main_process()
-    ):
-        mmengine.dump(metrics, args.out)
+    fit_weights(model, weights, args.checkpoint)
+    writes = args.out and is_main_process()
+    with replacing(args.out) if writes else nullcontext(args.out) as out:
+        if args.out and args.out.endswith('.pkl'):
+            runner.test_evaluator.metrics.append(DumpResults(str(out)))
+        metrics = runner.test()
+        if writes and args.out.endswith('.json'):
+            mmengine.dump(metrics, out)
 
 
 if __name__ == '__main__':
-    main()
+    with Command():
+        main()

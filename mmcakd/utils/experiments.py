@@ -1,7 +1,6 @@
 """What several training runs came to: curves, tables, and where they ran."""
 
 import difflib
-import json
 import os
 import platform
 import re
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmcakd.version import __version__
+
+from .files import read_json_lines, replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,9 +37,8 @@ def read_curve(
     """
     curve = {}
     for scalars in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        for line in scalars.read_text().splitlines():
-            scalar = json.loads(line)
-            if metric in scalar:
+        for scalar in read_json_lines(scalars):
+            if metric in scalar and 'step' in scalar:
                 curve[scalar['step']] = scalar[metric]
     return dict(sorted(curve.items()))
 
@@ -147,7 +147,8 @@ def draw_curves(
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
-    figure.savefig(out, dpi=120)
+    with replacing(out) as written:
+        figure.savefig(written, dpi=120)
 
 
 def config_changes(before: str, now: str) -> str:

@@ -6,14 +6,23 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+from mmengine.utils import import_modules_from_strings
 
 from mmcakd.models.teachers import (
     build_model,
+    check_finite,
     read_checkpoint,
     read_model_cfg,
 )
 from mmcakd.version import __version__
 
+from .config_text import (
+    check_readable,
+    check_registered,
+    read_config_text,
+    refusal,
+)
 from .files import replacing
 
 #: What the weights of a student are called in those of a distillation.
@@ -65,11 +74,28 @@ def find_checkpoint(work_dir: str | Path, which: str = 'last') -> Path:
         pointer = work_dir / 'last_checkpoint'
         if pointer.is_file():
             # By name, so that a moved work directory is still understood.
-            path = work_dir / Path(pointer.read_text().strip()).name
+            text = pointer.read_text(errors='replace').strip()
+            path = work_dir / Path(text).name
             if path.is_file():
                 return path
+        if path := _highest_checkpoint(work_dir):
+            print_log(f'{pointer} is lost: {path} is the last', 'current')
+            return path
         cure = 'train with a CheckpointHook, or name the file itself'
     raise FileNotFoundError(f'{work_dir} holds no {which} checkpoint: {cure}')
+
+
+def _highest_checkpoint(work_dir: Path) -> Path | None:
+    """The checkpoint of the highest epoch, or else iteration."""
+    for unit in ('epoch', 'iter'):
+        found = {
+            int(path.stem.removeprefix(f'{unit}_')): path
+            for path in work_dir.glob(f'{unit}_*.pth')
+            if path.stem.removeprefix(f'{unit}_').isdigit()
+        }
+        if found:
+            return found[max(found)]
+    return None
 
 
 def recorded_config(checkpoint: dict, source: str | Path) -> Config:
@@ -83,14 +109,54 @@ def recorded_config(checkpoint: dict, source: str | Path) -> Config:
         Config: The config of the run.
 
     Raises:
-        ValueError: The checkpoint has none.
+        ValueError: The checkpoint has none, or none that can be read without
+            running it.
     """
-    if 'cfg' not in checkpoint['meta']:
+    text = checkpoint['meta'].get('cfg')
+    if not isinstance(text, str):
         raise ValueError(
             f'{source} does not say how its model was configured: give the '
             'config of the run'
         )
-    return Config.fromstring(checkpoint['meta']['cfg'], file_format='.py')
+    cfg = read_config_text(text, source)
+    if not isinstance(cfg.get('model'), dict):
+        raise ValueError(
+            f'the config that is recorded in {source} has no model: give the '
+            'config of the run'
+        )
+    return cfg
+
+
+def recorded_student(checkpoint: dict, source: str | Path) -> Config:
+    """Read how the student in a checkpoint is configured as a plain model.
+
+    Args:
+        checkpoint (dict): The checkpoint.
+        source (str | Path): Its file, for the message.
+
+    Returns:
+        Config: See :func:`student_config`.
+
+    Raises:
+        ValueError: See :func:`recorded_config`; or something that is needed
+            could not be read, or is no registered part.
+    """
+    cfg = recorded_config(checkpoint, source)
+    model = cfg.model
+    if 'architecture' in model:
+        kept = ('architecture', 'data_preprocessor')
+        model = {key: model[key] for key in kept if key in model}
+    kept = (*_EVALUATION_KEYS, 'data_preprocessor', 'custom_imports')
+    needed = {key: cfg[key] for key in kept if key in cfg}
+    check_readable(dict(needed, model=model), source)
+    try:
+        plain = student_config(cfg)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise refusal(source, f'{type(error).__name__}: {error}') from error
+    if 'custom_imports' in plain:
+        import_modules_from_strings(**plain.custom_imports)
+    check_registered(plain.to_dict(), source)
+    return plain
 
 
 def student_state_dict(
@@ -125,7 +191,7 @@ def student_state_dict(
         # A student trained with channels last is saved as any other.
         (key.removeprefix(prefix), value.contiguous())
         for key, value in weights.items()
-        if key.startswith(prefix)
+        if key.startswith(prefix) and isinstance(value, torch.Tensor)
     )
 
 
@@ -295,13 +361,15 @@ def export_student(
     checkpoint = read_checkpoint(source)
     meta = checkpoint['meta']
     if cfg is None:
-        cfg = recorded_config(checkpoint, source)
-    plain = student_config(cfg)
+        plain = recorded_student(checkpoint, source)
+    else:
+        plain = student_config(cfg)
 
     kept = ('dataset_meta', 'epoch', 'iter', 'seed', 'mmengine_version')
     meta = {key: meta[key] for key in kept if key in meta}
     meta.update(cfg=plain.pretty_text, mmcakd_version=__version__)
     weights = student_state_dict(checkpoint, ema)
+    check_finite(weights, source)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with (

@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -89,6 +90,27 @@ model = dict(
                 student=dict(recorder='logits', from_student=True),
                 teacher=dict(recorder='logits', from_student=False)))))
 """
+
+
+@pytest.fixture(scope='session')
+def main_of():
+    """Run a tool that was imported as its command line does.
+
+    Returns:
+        Callable: Takes the module, and returns the exit status.
+    """
+    from mmcakd.utils import Command
+
+    def run(tool: ModuleType) -> int:
+        try:
+            with Command():
+                return tool.main()
+        except SystemExit as error:
+            if error.code != 1:
+                raise
+            return 1
+
+    return run
 
 
 @pytest.fixture(scope='session')

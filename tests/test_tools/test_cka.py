@@ -26,13 +26,12 @@ def tool():
 
 
 @pytest.fixture
-def run(tool, monkeypatch, capsys):
+def run(tool, main_of, monkeypatch, capsys):
     """Run the tool in this process; return its exit status and output."""
 
     def run(*arguments) -> tuple[int, str]:
         monkeypatch.setattr(sys, 'argv', [TOOL, *map(str, arguments)])
-        code = tool.main()
-        return code, ''.join(capsys.readouterr())
+        return main_of(tool), ''.join(capsys.readouterr())
 
     return run
 

@@ -51,14 +51,13 @@ def tool(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(tool, tmp_path, monkeypatch, capsys):
+def run(tool, tmp_path, main_of, monkeypatch, capsys):
     """Run the tool in this process; return its exit status and output."""
 
     def run(*arguments) -> tuple[int, str]:
         words = [TOOL, *arguments, '--work-dir', tmp_path / 'runs']
         monkeypatch.setattr(sys, 'argv', list(map(str, words)))
-        code = tool.main()
-        return code, ''.join(capsys.readouterr())
+        return main_of(tool), ''.join(capsys.readouterr())
 
     return run
 

@@ -25,6 +25,7 @@ import mmcakd  # noqa: F401
 from mmcakd.models.recorders import StageOutputsRecorder
 from mmcakd.models.teachers import build_model
 from mmcakd.registry import MODELS
+from mmcakd.utils import Command
 
 TOLERATED = 0.015
 
@@ -355,4 +356,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with Command():
+        main()

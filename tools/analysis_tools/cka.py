@@ -38,10 +38,16 @@ from mmcakd.models.stages import find_backbone, find_taps
 from mmcakd.models.teachers import (
     Teacher,
     build_model,
+    fit_weights,
     load_weights,
     read_checkpoint,
 )
-from mmcakd.utils import student_config, student_state_dict
+from mmcakd.utils import (
+    Command,
+    replacing,
+    student_config,
+    student_state_dict,
+)
 
 CHECKPOINTS = ('.pth', '.pt', '.bin', '.safetensors')
 
@@ -210,12 +216,7 @@ def subject_of(
         load_weights(model, cfg.teacher_ckpt)
     else:
         weights = student_state_dict(read_checkpoint(checkpoint))
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise RuntimeError(
-                f'{checkpoint} does not fit the model of {config}: {error}'
-            ) from error
+        fit_weights(model, weights, checkpoint)
     return Subject(name, model, model.data_preprocessor)
 
 
@@ -380,7 +381,10 @@ def make_panels(subjects: list[Subject], cka: torch.Tensor) -> list[Panel]:
 
 
 def write_csv(panels: list[Panel], out: Path) -> None:
-    with open(out, 'w', newline='') as file:
+    with (
+        replacing(out) as written,
+        open(written, 'w', newline='') as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(['model_1', 'layer_1', 'model_2', 'layer_2', 'cka'])
         for panel in panels:
@@ -419,7 +423,8 @@ def draw(panels: list[Panel], out: Path) -> None:
         axes.tick_params(axis='x', rotation=90)
     figure.colorbar(image, ax=grid, shrink=0.8, label='CKA')
     # Long names of layers may stand out of the figure.
-    figure.savefig(out, dpi=120, bbox_inches='tight')
+    with replacing(out) as written:
+        figure.savefig(written, dpi=120, bbox_inches='tight')
 
 
 def label_axis(axis, subject: Subject) -> None:
@@ -435,12 +440,8 @@ def main() -> int:
     args = parse_args()
     # MMEngine tells of every weight how it is initialised.
     MMLogger.get_current_instance().setLevel('WARNING')
-    try:
-        subjects, cfg = build_subjects(args)
-        cka = compare(subjects, cfg, args)
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
+    subjects, cfg = build_subjects(args)
+    cka = compare(subjects, cfg, args)
     similarity = cka.compute().cpu()
     panels = make_panels(subjects, similarity)
     for panel in panels:
@@ -469,4 +470,5 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    with Command():
+        sys.exit(main())

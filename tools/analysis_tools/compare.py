@@ -16,7 +16,6 @@ With --report-only nothing is trained, and runs made by hand count too.
 
 import argparse
 import csv
-import json
 import re
 import shlex
 import statistics
@@ -35,6 +34,8 @@ from rich.table import Table
 
 import mmcakd  # noqa: F401
 from mmcakd.utils import (
+    Command,
+    FolderLock,
     config_changes,
     describe_commit,
     describe_machine,
@@ -43,7 +44,11 @@ from mmcakd.utils import (
     mean_gain,
     mean_std,
     read_curve,
+    read_dumped_config,
+    read_json,
+    replacing,
     sha256,
+    write_json,
     write_text,
 )
 
@@ -154,6 +159,7 @@ class Job:
     name: str
     config: Path
     work_dir: Path
+    lock: FolderLock
 
     def start(self) -> None:
         with open(self.log, 'a') as log:
@@ -168,7 +174,10 @@ class Job:
                 ],
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                # If this tool is killed, the training goes on.
+                pass_fds=self.lock.handles,
             )
+        self.lock.name_holder(self.process.pid)
 
     @property
     def log(self) -> Path:
@@ -194,8 +203,14 @@ def prepare_job(name: str, config: str, seed: int, args) -> Job | None:
     cfg.merge_from_dict(args.cfg_options)
     cfg.merge_from_dict(dict(randomness=dict(seed=seed)))
     work_dir = args.work_dir / name / f'seed{seed}'
+    lock = FolderLock(work_dir).acquire()
     given = fingerprint(cfg)
-    marker = read_marker(work_dir)
+    dumped = work_dir / f'{Path(config).stem}.py'
+    try:
+        marker = read_marker(work_dir)
+    except ValueError as error:
+        marker = recover_marker(dumped, given)
+        print(f'{error}: the run counts as not finished', flush=True)
     if marker is None:
         if work_dir.exists() and any(work_dir.iterdir()):
             raise ValueError(
@@ -213,22 +228,41 @@ def prepare_job(name: str, config: str, seed: int, args) -> Job | None:
             'it as it is by --report-only'
         )
     elif marker['finished']:
+        lock.release()
         return None
     work_dir.mkdir(parents=True, exist_ok=True)
     commit = describe_commit(ROOT)
     write_marker(work_dir, fingerprint=given, commit=commit, finished=False)
-    dumped = work_dir / f'{Path(config).stem}.py'
-    cfg.dump(dumped)
-    return Job(f'{name}, seed {seed}', dumped, work_dir)
+    write_text(dumped, cfg.pretty_text)
+    return Job(f'{name}, seed {seed}', dumped, work_dir, lock)
 
 
 def read_marker(work_dir: Path) -> dict | None:
-    marker = work_dir / MARKER
-    return json.loads(marker.read_text()) if marker.is_file() else None
+    """What this tool wrote down of a run; None if it did not.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    path = work_dir / MARKER
+    if not path.is_file():
+        return None
+    marker = read_json(path)
+    given = marker.get('fingerprint')
+    if not isinstance(given, dict) or not isinstance(given.get('config'), str):
+        raise ValueError(f'{path} cannot be read: it is not of this tool')
+    return marker
+
+
+def recover_marker(dumped: Path, given: dict) -> dict | None:
+    """Take the config that a run was started with for its lost marker."""
+    if not dumped.is_file():
+        return None
+    text = dumped.read_text(errors='replace')
+    return dict(fingerprint=dict(given, config=text), finished=False)
 
 
 def write_marker(work_dir: Path, **content) -> None:
-    write_text(work_dir / MARKER, json.dumps(content))
+    write_json(work_dir / MARKER, content)
 
 
 def train(jobs: list[Job], at_once: int) -> list[Job]:
@@ -248,7 +282,9 @@ def train(jobs: list[Job], at_once: int) -> list[Job]:
                 running.remove(job)
                 if job.process.returncode:
                     failed.append(job)
-                    tail = job.log.read_text().splitlines()[-20:]
+                    job.lock.release()
+                    text = job.log.read_text(errors='replace')
+                    tail = text.splitlines()[-20:]
                     print(
                         '\n'.join(tail) + f'\n{job.name}: ended with '
                         f'{job.process.returncode}; all of it: {job.log}',
@@ -257,6 +293,7 @@ def train(jobs: list[Job], at_once: int) -> list[Job]:
                 else:
                     marker = read_marker(job.work_dir)
                     write_marker(job.work_dir, **marker | dict(finished=True))
+                    job.lock.release()
                     print(f'{job.name}: done', flush=True)
     finally:
         for job in running:
@@ -337,18 +374,37 @@ def read_run(work_dir: Path, seed: int) -> Run | None:
             f'{work_dir} lacks the config.py beside its scalars.json, which '
             'tells whether it is finished: copy the whole folder of the run'
         )
-    loop = Config.fromfile(configs[-1], import_custom_modules=False).train_cfg
-    logs = [log.read_text() for log in sorted(work_dir.glob('*/*.log'))]
+    loop = read_loop(configs[-1])
+    logs = [
+        log.read_text(errors='replace')
+        for log in sorted(work_dir.glob('*/*.log'))
+    ]
     assistant = read_curve(work_dir, 'assistant/accuracy/top1')
+    try:
+        marker = read_marker(work_dir) or {}
+    except ValueError as error:
+        print(f'{error}: the commit of the run is unknown')
+        marker = {}
     return Run(
         seed,
         curve,
         loop.get('max_epochs', loop.get('max_iters')),
         sum(map(wall_time, logs)),
-        (read_marker(work_dir) or {}).get('commit'),
+        marker.get('commit'),
         describe_setting(logs[-1]) if logs else None,
         assistant.get(max(curve)),
     )
+
+
+def read_loop(config: Path) -> dict:
+    """Read from the config of a run how long it is meant to be."""
+    loop = read_dumped_config(config).get('train_cfg')
+    if not isinstance(loop, dict):
+        raise ValueError(
+            f'{config} has no train_cfg, which tells whether the run is '
+            'finished: copy the whole folder of the run again'
+        )
+    return loop
 
 
 def wall_time(log: str) -> float:
@@ -437,7 +493,10 @@ def print_table(title: str, header: list[str], cells: list[list[str]]) -> None:
 
 
 def write_csv(rows: list[Row], out: Path) -> None:
-    with open(out, 'w', newline='') as file:
+    with (
+        replacing(out) as written,
+        open(written, 'w', newline='') as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(
             ['config', 'seed', 'epoch', 'top1', 'seconds', 'finished']
@@ -501,7 +560,7 @@ def write_report(
         f'- report made at commit: {describe_commit(ROOT)}',
     ]
     path = args.work_dir / 'report.md'
-    path.write_text('\n'.join(report) + '\n')
+    write_text(path, '\n'.join(report) + '\n')
     return path
 
 
@@ -533,21 +592,17 @@ def report(args: argparse.Namespace, names: list[str]) -> None:
 def main() -> int:
     args = parse_args()
     failed = []
-    try:
-        names = run_names(args.configs) or find_names(args.work_dir)
-        check_names(args, names)
-        if not args.report_only:
-            args.seeds = args.seeds or [0]
-            jobs = [
-                prepare_job(name, config, seed, args)
-                for name, config in zip(names, args.configs, strict=True)
-                for seed in args.seeds
-            ]
-            failed = train([job for job in jobs if job], args.jobs)
-        report(args, names)
-    except (OSError, ValueError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
+    names = run_names(args.configs) or find_names(args.work_dir)
+    check_names(args, names)
+    if not args.report_only:
+        args.seeds = args.seeds or [0]
+        jobs = [
+            prepare_job(name, config, seed, args)
+            for name, config in zip(names, args.configs, strict=True)
+            for seed in args.seeds
+        ]
+        failed = train([job for job in jobs if job], args.jobs)
+    report(args, names)
     if failed:
         print('failed: ' + '; '.join(job.name for job in failed))
     return 1 if failed else 0
@@ -555,6 +610,7 @@ def main() -> int:
 
 if __name__ == '__main__':
     try:
-        sys.exit(main())
+        with Command():
+            sys.exit(main())
     except KeyboardInterrupt:
         raise SystemExit('\ninterrupted; run it again to go on') from None

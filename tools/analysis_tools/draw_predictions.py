@@ -8,7 +8,6 @@ top and a row for each run.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,10 +21,18 @@ from matplotlib.patches import Rectangle
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.registry import DATASETS, init_default_scope
+from mmengine.utils import import_modules_from_strings
 
 import mmcakd  # noqa: F401
 from mmcakd.models.teachers import build_model, load_weights
-from mmcakd.utils import find_checkpoint
+from mmcakd.utils import (
+    Command,
+    find_checkpoint,
+    read_dumped_config,
+    read_json,
+    replacing,
+)
+from mmcakd.utils.config_text import check_readable
 from mmcakd.utils.export import without_pretraining
 
 
@@ -70,7 +77,7 @@ def find_runs(work_dir: Path, seed: int) -> dict[str, Path]:
         raise SystemExit(
             f'{work_dir} has no results.json: let tools/downstream.py finish'
         )
-    runs = json.loads(results.read_text())['runs']
+    runs = read_json(results)['runs']
     found = {
         run['name']: work_dir / run['name'] / f'seed{seed}'
         for run in runs
@@ -84,8 +91,17 @@ def find_runs(work_dir: Path, seed: int) -> dict[str, Path]:
 
 def read_run_config(run: Path) -> Config:
     """Read the config that MMEngine left in a work directory."""
-    (path,) = run.glob('*.py')
-    cfg = Config.fromfile(path)
+    found = list(run.glob('*.py'))
+    if len(found) != 1:
+        raise FileNotFoundError(
+            f'{run} holds {len(found)} configs, and one is wanted: let '
+            'tools/downstream.py finish'
+        )
+    cfg = read_dumped_config(found[0])
+    needed = ('model', 'val_dataloader', 'custom_imports')
+    check_readable({key: cfg.get(key) for key in needed}, found[0])
+    if 'custom_imports' in cfg:
+        import_modules_from_strings(**cfg.custom_imports)
     cfg.model = without_pretraining(cfg.model)
     return cfg
 
@@ -195,9 +211,12 @@ def main() -> None:
     rows.insert(0, ('truth', rows[0][1], 'gt'))
     painter = Painter(dataset.metainfo['classes'], args.score_thr)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    draw(rows, painter).savefig(args.out, dpi=110)
+    figure = draw(rows, painter)
+    with replacing(args.out) as written:
+        figure.savefig(written, dpi=110)
     print(f'{args.out}: the truth, {", ".join(runs)}')
 
 
 if __name__ == '__main__':
-    main()
+    with Command():
+        main()

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from mmcakd.models.losses.router_loss import share_of_pairs
 from mmcakd.models.teachers import read_state_dict
+from mmcakd.utils import Command, replacing
 
 
 def parse_args() -> argparse.Namespace:
@@ -81,7 +82,9 @@ def main() -> None:
     args = parse_args()
     routers = read_routers(args.checkpoint)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    draw(routers).savefig(args.out, dpi=150)
+    figure = draw(routers)
+    with replacing(args.out) as written:
+        figure.savefig(written, dpi=150)
     for name, weights in routers.items():
         place = int(weights.argmax())
         teacher, student = divmod(place, weights.shape[1])
@@ -93,4 +96,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with Command():
+        main()

@@ -31,6 +31,7 @@ from mmcakd.models.recorders import StageOutputsRecorder
 from mmcakd.models.stages import StageTokens
 from mmcakd.models.teachers import read_model_cfg
 from mmcakd.registry import MODELS
+from mmcakd.utils.command_line import Command, describe_error
 from mmcakd.utils.export import without_pretraining
 
 BATCH = 2
@@ -481,7 +482,8 @@ def main() -> int:
     try:
         run = DryRun(cfg, size, args.load_teacher)
     except (OSError, RuntimeError, TypeError, ValueError) as error:
-        print(f'{args.config} does not build: {error}', file=sys.stderr)
+        problem = describe_error(error)
+        print(f'{args.config} does not build: {problem}', file=sys.stderr)
         return 1
     checks, fine = checks_table(cfg, run)
     for made in (
@@ -498,4 +500,5 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    with Command():
+        sys.exit(main())

@@ -14,6 +14,7 @@ from torch import device, nn
 
 import mmcakd  # noqa: F401
 from mmcakd.models.stages import FAMILIES, Tap, build_tail, find_family
+from mmcakd.utils import Command, write_text
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs' / 'families.md'
 
@@ -409,10 +410,11 @@ def main() -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         page = render()
     if args.write:
-        DOCS.write_text(page)
+        write_text(DOCS, page)
     else:
         print(page, end='')
 
 
 if __name__ == '__main__':
-    main()
+    with Command():
+        main()

@@ -20,15 +20,20 @@ from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from mmengine.utils import import_modules_from_strings
 
 from mmcakd.evaluation import add_noise, occlude
-from mmcakd.models.teachers import build_model, read_checkpoint
+from mmcakd.models.teachers import (
+    build_model,
+    fit_weights,
+    read_checkpoint,
+)
 from mmcakd.utils import (
+    Command,
     find_checkpoint,
-    recorded_config,
-    student_config,
+    recorded_student,
+    replacing,
     student_state_dict,
+    write_text,
 )
 from mmcakd.utils.experiments import (
     describe_commit,
@@ -111,13 +116,10 @@ def corrupted(data: dict, kind: str, severity: float, seed: int) -> dict:
 def load(checkpoint: Path) -> tuple[torch.nn.Module, Config]:
     """Build the student of a run with its weights."""
     content = read_checkpoint(checkpoint)
-    cfg = student_config(recorded_config(content, checkpoint))
-    imports = cfg.get('custom_imports')
-    if imports:
-        import_modules_from_strings(**imports)
+    cfg = recorded_student(content, checkpoint)
     init_default_scope(cfg.default_scope)
     model = build_model(cfg.model, 'student', cfg.get('data_preprocessor'))
-    model.load_state_dict(student_state_dict(content))
+    fit_weights(model, student_state_dict(content), checkpoint)
     return model.eval(), cfg
 
 
@@ -152,7 +154,10 @@ def cells(group: Group, args: argparse.Namespace) -> list[str]:
 
 def write(groups: list[Group], args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
-    with open(args.out / 'results.csv', 'w', newline='') as file:
+    with (
+        replacing(args.out / 'results.csv') as written,
+        open(written, 'w', newline='') as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(['method', 'run', 'corruption', 'severity', 'top1'])
         for group in groups:
@@ -168,10 +173,11 @@ def write(groups: list[Group], args: argparse.Namespace) -> None:
     rows = [[group.label, *cells(group, args)] for group in groups]
     table = '\n'.join(markdown_table(header, rows))
     runs = ', '.join(f'{g.label}: {len(g.runs)}' for g in groups)
-    (args.out / 'report.md').write_text(
+    write_text(
+        args.out / 'report.md',
         'Top-1 in %, mean and standard deviation over the runs '
         f'({runs}); noise in units of 255, occlusion as share of the area.'
-        f'\n\n{table}\n\n{describe_machine()}, {describe_commit(ROOT)}\n'
+        f'\n\n{table}\n\n{describe_machine()}, {describe_commit(ROOT)}\n',
     )
     print(table)
     draw(groups, args)
@@ -196,7 +202,8 @@ def draw(groups: list[Group], args: argparse.Namespace) -> None:
     figure.axes[0].set_ylabel('top-1 in %')
     figure.axes[0].legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(args.out / 'curves.png', dpi=120)
+    with replacing(args.out / 'curves.png') as written:
+        figure.savefig(written, dpi=120)
 
 
 def main() -> int:
@@ -219,4 +226,5 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    with Command():
+        sys.exit(main())

@@ -23,8 +23,8 @@ import argparse
 import colorsys
 import json
 import os
+import re
 import shutil
-import tempfile
 from collections.abc import Iterable
 from functools import partial
 from multiprocessing import Pool
@@ -46,7 +46,8 @@ from mmcakd.datasets import (
     render_scene,
 )
 from mmcakd.datasets.rendered import RENDERER_VERSION
-from mmcakd.utils import write_text
+from mmcakd.utils import Command, read_json, replacing, write_text
+from mmcakd.utils.files import remove_leftovers
 
 Job = tuple[str, int]
 Caption = list[tuple[str, str | tuple[int, int, int]]]
@@ -177,9 +178,8 @@ def check_same(out: Path, manifest: dict) -> None:
     """Exit unless ``out`` was written with the same arguments."""
     cure = 'Choose another folder, or delete this one to render it anew.'
     try:
-        manifest_text = (out / 'manifest.json').read_text()
-        found = {'layout': 'imagenet'} | json.loads(manifest_text)
-    except (OSError, ValueError, TypeError):
+        found = {'layout': 'imagenet'} | read_json(out / 'manifest.json')
+    except (OSError, ValueError):
         raise SystemExit(
             f'{out} exists but is not a rendered set: it has no readable '
             f'manifest.json. {cure}'
@@ -206,13 +206,12 @@ def write_set(
 ) -> None:
     """Write everything beside ``args.out``, then move it into place."""
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    partial_set = Path(
-        tempfile.mkdtemp(
-            prefix=f'.{args.out.name}.', suffix='.partial', dir=args.out.parent
-        )
-    )
+    name = args.out.name
+    remove_leftovers(args.out.parent, rf'\.{re.escape(name)}\.(\d+)\.partial')
+    partial_set = args.out.with_name(f'.{name}.{os.getpid()}.partial')
+    shutil.rmtree(partial_set, ignore_errors=True)
+    partial_set.mkdir()
     try:
-        partial_set.chmod(0o755)
         write_files(partial_set, jobs, args)
         (partial_set / 'manifest.json').write_text(
             json.dumps(manifest, indent=2) + '\n'
@@ -316,7 +315,8 @@ def draw_preview(
                 anchor='mm',
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with replacing(path) as written:
+        sheet.save(written)
 
 
 def draw_labels(
@@ -365,4 +365,5 @@ def written_labels(
 
 
 if __name__ == '__main__':
-    main()
+    with Command():
+        main()

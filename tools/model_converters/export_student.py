@@ -8,7 +8,7 @@ import argparse
 
 from mmengine.config import Config
 
-from mmcakd.utils import export_student
+from mmcakd.utils import Command, export_student
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,4 +50,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with Command():
+        main()

@@ -1,10 +1,14 @@
 from .build import build_model, read_model_cfg
-from .checkpoint import load_weights, read_checkpoint, read_state_dict
+from .checkpoint import check_finite, fit_weights, load_weights
+from .reader import check_resumable, read_checkpoint, read_state_dict
 from .teacher import Teacher
 
 __all__ = [
     'Teacher',
     'build_model',
+    'check_finite',
+    'check_resumable',
+    'fit_weights',
     'load_weights',
     'read_model_cfg',
     'read_checkpoint',

@@ -1,119 +1,65 @@
 """Loading weights so that nothing goes wrong in silence."""
 
-import os
-import pickle
 import re
-from collections import OrderedDict
-from collections.abc import Sequence
-from pickle import UnpicklingError
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from pathlib import Path
 
 import torch
 from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader
-from safetensors.torch import load_file as load_safetensors
 from torch import nn
 
-#: Buffers that a network computes for itself from its own sizes.
+from .reader import read_state_dict
+
+#: Buffers that a network computes for itself from its own sizes. They may be
+#: missing, and masks of attention may be infinite.
 DERIVED_BUFFERS = re.compile(
     r'(relative_position_index|relative_coords_table|attn_mask'
-    r'|num_batches_tracked)$'
+    r'|attention_mask|causal_mask|num_batches_tracked)$'
 )
 
 
-def read_checkpoint(path: str) -> dict:
-    """Read a checkpoint without running code stored in it.
-
-    Args:
-        path (str): File or URL: ``.pth`` with a state dict or a checkpoint
-            around one, or ``.safetensors``.
-
-    Returns:
-        dict: With ``state_dict`` and ``meta``, and what else the file has.
-
-    Raises:
-        FileNotFoundError: No such file.
-        RuntimeError: The file is truncated, holds no weights, or carries
-            Python code.
-    """
-    path = str(path)
-    try:
-        if path.endswith('.safetensors'):
-            checkpoint = load_safetensors(path)
-        else:
-            checkpoint = CheckpointLoader.load_checkpoint(
-                path, 'cpu', logger='silent'
-            )
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f'there is no checkpoint at {path}') from error
-    except Exception as error:
-        detail = str(error).strip().split('\n')[0]
-        code = re.search(r'GLOBAL (\S+)', str(error))
-        if isinstance(error, UnpicklingError):
-            # torch's own first line advises to switch the safety off.
-            detail = code[1] if code else 'an unknown format'
-        if code or _is_plain_pickle(path):
-            problem = (
-                'holds more than weights, and loading it could run code from '
-                'it, so it was not loaded. If you trust its source, save it '
-                'again with weights only: '
-                "torch.save({'state_dict': model.state_dict()}, path)"
-            )
-        elif path.startswith(('http://', 'https://')):
-            problem = (
-                'could not be downloaded; download it by hand and give its '
-                'path'
-            )
-        else:
-            problem = (
-                'could not be read as a checkpoint; it may be truncated: '
-                'download or copy it again'
-            )
-        raise RuntimeError(f'{path} {problem} ({detail})') from error
-    if not isinstance(checkpoint, dict):
-        raise RuntimeError(
-            f'{path} holds a {type(checkpoint).__name__}, not a checkpoint'
-        )
-    for key in ('state_dict', 'model'):
-        if isinstance(checkpoint.get(key), dict):
-            checkpoint = {**checkpoint, 'state_dict': checkpoint[key]}
-            break
-    else:
-        checkpoint = dict(state_dict=checkpoint)
-    checkpoint.setdefault('meta', {})
-    return checkpoint
-
-
-def read_state_dict(path: str) -> dict[str, torch.Tensor]:
-    """Read only the weights of a checkpoint; see :func:`read_checkpoint`."""
-    state_dict = read_checkpoint(path)['state_dict']
-    weights = OrderedDict(
-        (key, value)
-        for key, value in state_dict.items()
-        if isinstance(value, torch.Tensor)
-    )
-    if not weights:
-        raise RuntimeError(f'{path} holds no weights')
-    # Versions of the modules, by which they rename keys of older releases.
-    weights._metadata = getattr(state_dict, '_metadata', OrderedDict())
-    return weights
-
-
 def load_weights(
-    model: nn.Module, path: str, ignore: Sequence[str] = ()
+    model: nn.Module, path: str | Path, ignore: str | Sequence[str] = ()
 ) -> None:
     """Load a checkpoint and insist that it is the model's.
 
     Args:
         model (nn.Module): Filled in place.
-        path (str): See :func:`read_state_dict`.
-        ignore (Sequence[str]): Regular expressions of keys that may be
-            missing or unexpected, e.g. ``'^neck\\.'``.
+        path (str | Path): See :func:`read_state_dict`.
+        ignore (str | Sequence[str]): Regular expressions of keys that may be
+            missing or unexpected, e.g. ``'^neck\\.'``. Most parameters have
+            to be filled nevertheless.
 
     Raises:
-        RuntimeError: Keys are missing or unexpected, or shapes differ. The
-            message shows some of each.
+        RuntimeError: Keys are missing or unexpected, or shapes differ: the
+            message shows some of each. Weights are not finite. Too few are
+            left by ``ignore``.
+        TypeError: ``ignore`` is of another type.
     """
+    ignore = _as_patterns(ignore)
     state_dict = read_state_dict(path)
+    check_finite(state_dict, path)
+    fit_weights(model, state_dict, path, ignore)
+    print_log(f'Loaded {len(state_dict)} weights from {path}', 'current')
+
+
+def fit_weights(
+    model: nn.Module,
+    state_dict: MutableMapping[str, torch.Tensor],
+    path: str | Path,
+    ignore: Sequence[re.Pattern] = (),
+) -> None:
+    """Load weights into a model and insist that they are its own.
+
+    Args:
+        model (nn.Module): Filled in place.
+        state_dict (MutableMapping[str, Tensor]): The weights by name.
+        path (str | Path): Their file, for the message.
+        ignore (Sequence[re.Pattern]): See :func:`load_weights`.
+
+    Raises:
+        RuntimeError: See :func:`load_weights`.
+    """
     misshapen = {}
     try:
         keys = model.load_state_dict(state_dict, strict=False)
@@ -152,18 +98,77 @@ def load_weights(
             f'{details}. Is it the checkpoint of this architecture and '
             'number of classes?'
         )
-    print_log(f'Loaded {len(state_dict)} weights from {path}', 'current')
+    _check_bulk(model, {*keys.missing_keys, *misshapen}, path, ignore)
 
 
-def _is_plain_pickle(path: str) -> bool:
-    if not os.path.isfile(path):
-        return False
-    with open(path, 'rb') as file:
-        return file.read(1) == pickle.PROTO
+def check_finite(
+    weights: Mapping[str, torch.Tensor], source: str | Path
+) -> None:
+    """Refuse weights that are infinite or not numbers.
+
+    A buffer of :data:`DERIVED_BUFFERS` may be infinite: masks of attention
+    are, where nothing is looked at.
+
+    Args:
+        weights (Mapping[str, Tensor]): By name.
+        source (str | Path): Their file, for the message.
+
+    Raises:
+        RuntimeError: One is not finite. The message names the first.
+    """
+    for name, weight in weights.items():
+        if not (weight.is_floating_point() or weight.is_complex()):
+            continue
+        may_be_infinite = DERIVED_BUFFERS.search(name)
+        bad = weight.isnan() if may_be_infinite else ~weight.isfinite()
+        if bad.any():
+            raise RuntimeError(
+                f'{source} holds weights that are not finite: {name} has '
+                f'{int(bad.sum())} of {weight.numel()} values that are nan '
+                'or inf, as a training that diverged leaves them. Take an '
+                'earlier checkpoint'
+            )
 
 
-def _tolerated(key: str, ignore: Sequence[str]) -> bool:
+def _as_patterns(ignore: str | Sequence[str]) -> list[re.Pattern]:
+    if isinstance(ignore, str):
+        ignore = [ignore]
+    elif not isinstance(ignore, (list, tuple)) or not all(
+        isinstance(pattern, str) for pattern in ignore
+    ):
+        raise TypeError(
+            'teacher_ckpt_ignore must be a list of regular expressions, such '
+            rf"as ['^head\.'], but got {ignore!r}"
+        )
+    try:
+        return [re.compile(pattern) for pattern in ignore]
+    except re.error as error:
+        raise ValueError(
+            f'teacher_ckpt_ignore: {error.pattern!r} is no regular '
+            f'expression: {error}'
+        ) from error
+
+
+def _check_bulk(
+    model: nn.Module,
+    absent: Collection[str],
+    path: str,
+    ignore: Sequence[re.Pattern],
+) -> None:
+    wanted = [name for name, _ in model.named_parameters()]
+    arrived = [name for name in wanted if name not in absent]
+    if 2 * len(arrived) < len(wanted):
+        patterns = [pattern.pattern for pattern in ignore]
+        raise RuntimeError(
+            f'{path} fills {len(arrived)} of the {len(wanted)} parameters of '
+            f'the {type(model).__name__}, as teacher_ckpt_ignore={patterns} '
+            'lets the others be missing: name only what is meant to be '
+            r"missing, such as ['^head\.'], or take another checkpoint"
+        )
+
+
+def _tolerated(key: str, ignore: Sequence[re.Pattern]) -> bool:
     return bool(
         DERIVED_BUFFERS.search(key)
-        or any(re.search(pattern, key) for pattern in ignore)
+        or any(pattern.search(key) for pattern in ignore)
     )

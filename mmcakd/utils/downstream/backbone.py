@@ -1,6 +1,5 @@
 """A student's weights in the backbone of a detector or segmentor."""
 
-import ast
 from collections import OrderedDict
 from collections.abc import Sequence
 from copy import deepcopy
@@ -14,6 +13,8 @@ from torch import nn
 
 from mmcakd.models.teachers import read_checkpoint
 from mmcakd.models.teachers.checkpoint import DERIVED_BUFFERS
+
+from ..config_text import read_config_text
 
 _OTHER_PACKAGES = dict(
     TimmClassifier='timm',
@@ -224,34 +225,21 @@ def _student_model(saved: dict) -> dict:
 
     Its config is text that may come from anywhere: it is read, not run.
     """
+    text = saved['meta'].get('cfg')
     try:
-        lines = ast.parse(saved['meta'].get('cfg', '')).body
-    except SyntaxError:
+        cfg = read_config_text(text, 'a checkpoint') if text else {}
+    except ValueError:
         return {}
-    models = [
-        _plain_value(line.value)
-        for line in lines
-        if isinstance(line, ast.Assign)
-        and getattr(line.targets[0], 'id', None) == 'model'
-    ]
-    return models[-1] if models and isinstance(models[-1], dict) else {}
-
-
-def _plain_value(node: ast.expr):
-    """The value of a literal or of ``dict(...)``; None for anything else."""
-    if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'dict':
-        return {word.arg: _plain_value(word.value) for word in node.keywords}
-    try:
-        return ast.literal_eval(node)
-    except (TypeError, ValueError):
-        return None
+    model = cfg.get('model')
+    return model if isinstance(model, dict) else {}
 
 
 def _misfit(
     cfg: Config, checkpoint: str | Path, problems: list[str]
 ) -> ValueError:
     student = _student_model(read_checkpoint(checkpoint)).get('backbone')
-    given = describe_backbone(student) if student else 'of an unknown kind'
+    known = isinstance(student, dict) and 'type' in student
+    given = describe_backbone(student) if known else 'of an unknown kind'
     return ValueError(
         f'{checkpoint} does not fit model.backbone of {cfg.filename}. '
         f'Weights {"; ".join(problems)}. '

@@ -1,6 +1,5 @@
 """Metrics of several runs side by side."""
 
-import json
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +11,7 @@ from ..experiments import (
     mean_gain,
     mean_std,
 )
-from ..files import write_text
+from ..files import write_json, write_text
 from .run import DownstreamRun
 
 #: Heading and factor of what goes into the table, by MMEngine's last name.
@@ -145,7 +144,7 @@ def write_report(
         command=command,
         made=time.strftime('%Y-%m-%d %H:%M:%S'),
     )
-    write_text(work_dir / 'results.json', json.dumps(content, indent=2) + '\n')
+    write_json(work_dir / 'results.json', content)
 
     several = len(seeds) > 1
     report = [

@@ -1,22 +1,26 @@
 """A training of a detector or segmentor, and what is kept of it."""
 
 import gc
-import json
 from copy import deepcopy
 from dataclasses import dataclass
+from logging import WARNING
 from numbers import Real
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..command_line import Command
+from ..config_text import read_config_text, read_dumped_config
 from ..experiments import config_changes
-from ..files import sha256, write_text
+from ..files import read_json, sha256, write_json
 from .backbone import LoadedBackbone
+from .config import revert_sync_bn
 from .student import find_student
 
 SCRATCH = 'none'
@@ -126,13 +130,18 @@ class DownstreamHook(Hook):
         self.evaluated_at = runner.iter
 
 
-def train_run(cfg: Config, backbone: LoadedBackbone | None) -> dict:
+def train_run(
+    cfg: Config,
+    backbone: LoadedBackbone | None,
+    command: Command | None = None,
+) -> dict:
     """Train and evaluate by MMEngine's Runner.
 
     Args:
         cfg (Config): See :func:`run_config`.
         backbone (LoadedBackbone, optional): What the backbone has to hold
             when training starts.
+        command (Command, optional): The command line that trains.
 
     Returns:
         dict: The metrics of the final weights.
@@ -141,6 +150,8 @@ def train_run(cfg: Config, backbone: LoadedBackbone | None) -> dict:
     runner = build(cfg)
     hook = DownstreamHook(backbone)
     runner.register_hook(hook)
+    if command is not None:
+        command.trains(runner)
     runner.train()
     if hook.evaluated_at != runner.iter:
         runner.val()
@@ -182,18 +193,48 @@ def read_metrics(cfg: Config, run: DownstreamRun) -> dict | None:
                 'choose another --work-dir'
             )
         return None
-    found = json.loads(marker.read_text())
+    try:
+        found = read_json(marker)
+        if not {'fingerprint', 'metrics'} <= found.keys():
+            raise ValueError(f'{marker} cannot be read: it is of another tool')
+    except ValueError as error:
+        _check_dumped_config(cfg, run)
+        print_log(
+            f'{error}: the run counts as not finished', 'current', WARNING
+        )
+        return None
     before, now = found['fingerprint'], fingerprint(cfg, run)
     if before != now:
         what = (
             config_changes(before['config'], now['config'])
             or 'its backbone started from other weights'
         )
-        raise ValueError(
-            f'{run.work_dir} was trained otherwise: {what}\nRemove it to '
-            'train it again, or choose another --work-dir'
-        )
+        raise _trained_otherwise(run, what)
     return found['metrics']
+
+
+def _check_dumped_config(cfg: Config, run: DownstreamRun) -> None:
+    """Take the config that MMEngine left in a run for its lost marker."""
+    now = run_config(cfg, run).pretty_text
+    for path in run.work_dir.glob('*.py'):
+        texts = []
+        for dumped in (
+            read_dumped_config(path),
+            read_config_text(now, run.work_dir),
+        ):
+            # What depends on the processes that it was trained with.
+            dumped.pop('launcher', None)
+            revert_sync_bn(dumped)
+            texts.append(dumped.pretty_text)
+        if what := config_changes(*texts):
+            raise _trained_otherwise(run, what)
+
+
+def _trained_otherwise(run: DownstreamRun, what: str) -> ValueError:
+    return ValueError(
+        f'{run.work_dir} was trained otherwise: {what}\nRemove it to train it '
+        'again, or choose another --work-dir'
+    )
 
 
 def mark_run(
@@ -202,4 +243,4 @@ def mark_run(
     """Write down that a run began or, with metrics, that it is finished."""
     run.work_dir.mkdir(parents=True, exist_ok=True)
     content = dict(fingerprint=fingerprint(cfg, run), metrics=metrics)
-    write_text(run.work_dir / MARKER, json.dumps(content))
+    write_json(run.work_dir / MARKER, content)
