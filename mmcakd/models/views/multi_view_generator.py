@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmcakd.arguments import Fraction, NonNegative, PositiveInt
 from mmcakd.registry import MODELS
 
 from ..teachers.normalisation import is_rgb, read_normalisation
@@ -67,37 +68,21 @@ class MultiViewGenerator(nn.Module):
 
     def __init__(
         self,
-        prob: float = 0.5,
-        brightness: float = 0.4,
-        contrast: float = 0.4,
-        saturation: float = 0.4,
-        crop_scale: tuple[float, float] = (1.0, 1.0),
-        max_rotation: float = 0.0,
-        mask_ratio: float = 0.25,
-        mask_size: int = 16,
+        prob: Fraction = 0.5,
+        brightness: Fraction = 0.4,
+        contrast: Fraction = 0.4,
+        saturation: Fraction = 0.4,
+        crop_scale: tuple[Fraction, Fraction] = (1.0, 1.0),
+        max_rotation: NonNegative = 0.0,
+        mask_ratio: Fraction = 0.25,
+        mask_size: PositiveInt = 16,
     ) -> None:
         super().__init__()
-        fractions = dict(
-            prob=prob,
-            brightness=brightness,
-            contrast=contrast,
-            saturation=saturation,
-            mask_ratio=mask_ratio,
-        )
-        for name, value in fractions.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f'{name} must be in [0, 1], got {value}')
         if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
             raise ValueError(
                 f'crop_scale must be (least, largest) in (0, 1], got '
                 f'{crop_scale}'
             )
-        if max_rotation < 0:
-            raise ValueError(
-                f'max_rotation must not be negative, got {max_rotation}'
-            )
-        if mask_size < 1:
-            raise ValueError(f'mask_size must be positive, got {mask_size}')
         self.prob = prob
         self.brightness = brightness
         self.contrast = contrast
