@@ -9,6 +9,7 @@ from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from torch import nn
 
+from mmcakd.arguments import PositiveInt
 from mmcakd.registry import MODELS
 
 from ..losses import AdversarialLoss, CCLoss, CRDLoss, RKDLoss
@@ -87,14 +88,9 @@ class AdversarialDistill(CrossArchDistill):
         self,
         *args,
         view_generator: dict | nn.Module | None = None,
-        discriminator_interval: int = 5,
+        discriminator_interval: PositiveInt = 5,
         **kwargs,
     ) -> None:
-        if discriminator_interval < 1:
-            raise ValueError(
-                'discriminator_interval must be positive, got '
-                f'{discriminator_interval}'
-            )
         super().__init__(*args, **kwargs)
         self.discriminator_interval = discriminator_interval
         if isinstance(view_generator, dict):

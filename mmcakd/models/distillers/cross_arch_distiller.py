@@ -76,11 +76,28 @@ class CrossArchDistiller(ConfigurableDistiller):
         ...             teacher=dict(recorder='logits', from_student=False))))
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(
+        self,
+        student_recorders: dict[str, dict] | None = None,
+        teacher_recorders: dict[str, dict] | None = None,
+        distill_deliveries: dict[str, dict] | None = None,
+        connectors: dict[str, dict | list] | None = None,
+        distill_losses: dict[str, dict] | None = None,
+        loss_forward_mappings: dict[str, dict] | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
         # MMRazor builds recorders and deliveries by plain names, which a
         # default scope of another package would hide.
         with DefaultScope.overwrite_default_scope('mmrazor'):
-            super().__init__(*args, **kwargs)
+            super().__init__(
+                student_recorders,
+                teacher_recorders,
+                distill_deliveries,
+                connectors,
+                distill_losses,
+                loss_forward_mappings,
+                init_cfg=init_cfg,
+            )
         self._check_graph()
         self._keep_only_stages_read()
 

@@ -1,8 +1,9 @@
 from .build import build_model, read_model_cfg
 from .checkpoint import load_weights, read_checkpoint, read_state_dict
-from .teacher import Teacher
+from .teacher import Precision, Teacher
 
 __all__ = [
+    'Precision',
     'Teacher',
     'build_model',
     'load_weights',

@@ -1,7 +1,7 @@
 """The frozen teacher."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +9,16 @@ from mmengine.model import BaseModel
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmcakd.arguments import Size, check_on_construction
+
 from ..stages import Tail, build_tail
 from .normalisation import is_rgb, read_normalisation
 
+Precision = Literal['fp32', 'bf16', 'fp16']
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
 
+@check_on_construction
 class Teacher(nn.Module):
     """A frozen network that sees the student's batch.
 
@@ -66,22 +70,13 @@ class Teacher(nn.Module):
     def __init__(
         self,
         model: BaseModel,
-        mode: str = 'eval',
-        input_size: int | tuple[int, int] | None = None,
-        precision: str | None = None,
+        mode: Literal['eval', 'train'] = 'eval',
+        input_size: Size | None = None,
+        precision: Precision | None = None,
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
         super().__init__()
-        if mode not in ('eval', 'train'):
-            raise ValueError(
-                f"teacher_mode must be 'eval' or 'train', got {mode!r}"
-            )
-        if precision is not None and precision not in PRECISIONS:
-            raise ValueError(
-                f'teacher_precision must be one of {list(PRECISIONS)} or '
-                f'None, got {precision!r}'
-            )
         if isinstance(input_size, int):
             input_size = (input_size, input_size)
         self.mode = mode
