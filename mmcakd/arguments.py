@@ -199,14 +199,21 @@ def show(value: Any) -> str:
     return f'{text} ({type(value).__name__})'
 
 
-def raise_unknown(
-    owner: str, what: str, name: str, known: Sequence[str]
-) -> None:
-    """Refuse a name, and tell which was meant or what there is."""
+def raise_unknown(what: str, name: str, known: Sequence[str]) -> None:
+    """Refuse a name, and tell which was meant or what there is.
+
+    Args:
+        what (str): Who has no such name, up to the name itself.
+        name (str): The name.
+        known (Sequence[str]): Those there are.
+
+    Raises:
+        ArgumentError: Always.
+    """
     close = get_close_matches(str(name), known, n=1)
     hint = f'did you mean {close[0]!r}?' if close else ''
-    hint = hint or f'there is {", ".join(known) or "none"}'
-    raise ArgumentError(f'{owner}: there is no {what} {name!r}; {hint}')
+    hint = hint or f'it has {", ".join(known) or "none"}'
+    raise ArgumentError(f'{what} {name!r}; {hint}')
 
 
 def check_value(owner: str, path: str, value: Any, kind: Any) -> None:
@@ -238,8 +245,8 @@ number, but got '4' (str)
         >>> Loss(tua=4)
         Traceback (most recent call last):
         ...
-        mmcakd.arguments.ArgumentError: Loss: there is no argument 'tua'; \
-did you mean 'tau'?
+        mmcakd.arguments.ArgumentError: Loss has no argument 'tua'; did you \
+mean 'tau'?
     """
     init = cls.__init__
     if getattr(init, 'checks_arguments', False):
@@ -256,7 +263,9 @@ did you mean 'tau'?
         owner = type(self).__name__
         unknown = [name for name in kwargs if name not in kinds]
         if unknown and not passes_on:
-            raise_unknown(owner, 'argument', unknown[0], _keywords(type(self)))
+            raise_unknown(
+                f'{owner} has no argument', unknown[0], _keywords(type(self))
+            )
         call = args if init is object.__init__ else (self, *args)
         try:
             given = signature.bind(*call, **kwargs).arguments

@@ -1,7 +1,6 @@
 """Distillation with a discriminator and views for the student."""
 
 import logging
-from collections.abc import Iterator
 
 import torch
 from mmengine.dist import is_distributed
@@ -210,15 +209,6 @@ class AdversarialDistill(CrossArchDistill):
             not isinstance(
                 recorders.get_recorder(record['recorder']), LogitsRecorder
             )
-            for record in self._records_behind(reference)
+            for record in self.distiller.records_behind(reference)
             if not record['from_student']
         )
-
-    def _records_behind(self, reference: dict) -> Iterator[dict]:
-        if 'recorder' in reference:
-            yield reference
-        inputs = self.distiller.connector_inputs.get(
-            reference.get('connector'), {}
-        )
-        for behind in inputs.values():
-            yield from self._records_behind(behind)

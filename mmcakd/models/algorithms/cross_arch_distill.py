@@ -171,6 +171,8 @@ class CrossArchDistill(SingleTeacherDistill):
                 "type='mmcakd.CrossArchDistiller', which accepts the same "
                 'arguments'
             )
+        if self.student_trainable:
+            self.distiller.check_student_is_read()
         # MMRazor registers the teacher as a submodule; as a plain attribute
         # it stays out of everything that is saved, copied or trained.
         del self.teacher
