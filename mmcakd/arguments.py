@@ -36,7 +36,7 @@ from typing import (
 import numpy as np
 
 
-class ArgumentError(ValueError, TypeError):
+class ArgumentError(ValueError):
     """An argument of a wrong type, out of its range, or unknown."""
 
 

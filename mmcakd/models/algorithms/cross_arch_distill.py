@@ -207,6 +207,22 @@ class CrossArchDistill(SingleTeacherDistill):
                 'if it can'
             )
 
+    def label_readers(self) -> dict[str, nn.Module]:
+        """List the networks whose logits meet the labels of a batch.
+
+        Returns:
+            dict[str, nn.Module]: The student and the teacher, or one, or
+            none, by ``'student'`` and ``'teacher'``.
+        """
+        meets = self.distiller.logits_beside_labels()
+        readers = dict(student=self.student, teacher=self.teacher.model)
+        return {
+            whose: model
+            for whose, model in readers.items()
+            if meets[whose]
+            or (whose == 'student' and self.calculate_student_loss)
+        }
+
     def _prepare_distiller(self) -> None:
         """Let the distiller read both models at the training size."""
         modules = list(self.distiller.modules())

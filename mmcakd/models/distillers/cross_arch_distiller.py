@@ -15,7 +15,7 @@ from mmcakd.arguments import check_value
 from mmcakd.registry import MODELS
 
 from ..connectors import BaseConnector
-from ..recorders import StageOutputsRecorder, unknown_tap
+from ..recorders import LogitsRecorder, StageOutputsRecorder, unknown_tap
 from ..teachers import Teacher
 from .errors import check_arguments, explain
 from .labels import read_labels
@@ -283,6 +283,24 @@ class CrossArchDistiller(ConfigurableDistiller):
 
     def _inputs_of(self, reference: dict) -> Mapping:
         return self.connector_inputs.get(reference.get('connector'), {})
+
+    def logits_beside_labels(self) -> dict[str, bool]:
+        """Whether a loss reads labels and logits of student and teacher."""
+        found = dict(student=False, teacher=False)
+        for mapping in self.loss_forward_mappings.values():
+            references = mapping.values()
+            if not any(
+                ref.get('label', 'index') != 'index' for ref in references
+            ):
+                continue
+            for reference in references:
+                for record in self.records_behind(reference):
+                    recorder = self._recorders(
+                        record['from_student']
+                    ).get_recorder(record['recorder'])
+                    whose = 'student' if record['from_student'] else 'teacher'
+                    found[whose] |= isinstance(recorder, LogitsRecorder)
+        return found
 
     def check_student_is_read(self) -> None:
         """Check that each loss can train the student.
