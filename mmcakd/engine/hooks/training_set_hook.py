@@ -9,11 +9,16 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from mmrazor.engine import SelfDistillValLoop, SingleTeacherDistillValLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
 from mmcakd.arguments import NonNegativeInt, PositiveInt, check_value
+from mmcakd.models.algorithms import CrossArchDistill
 from mmcakd.registry import HOOKS
+
+#: Loops of MMRazor that validate a student, and a student and its teacher.
+DISTILL_VAL_LOOPS = (SelfDistillValLoop, SingleTeacherDistillValLoop)
 
 
 @HOOKS.register_module()
@@ -24,6 +29,7 @@ class TrainingSetHook(Hook):
 
     - a run without a single step is refused: no images, no whole batch, no
       epochs;
+    - a validation loop of MMRazor for other algorithms is refused;
     - labels of no class are refused, of the head and of the teacher where its
       logits are compared with labels. Data sets that do not tell their labels
       pass, and so do those with several labels an image, or none;
@@ -49,9 +55,10 @@ class TrainingSetHook(Hook):
         # Asking for `runner.train_loop` would build it for a test.
         if not isinstance(runner._train_loop, BaseLoop):
             return
-        check_steps(runner.train_loop, validates=runner._val_loop is not None)
         model = runner.model
         model = model.module if is_model_wrapper(model) else model
+        check_steps(runner.train_loop, validates=runner._val_loop is not None)
+        check_val_loop(runner._val_loop, model)
         loader = runner.train_dataloader
         smallest = smallest_batch(loader)
         for part in model.modules():
@@ -108,6 +115,25 @@ def check_steps(loop: BaseLoop, validates: bool) -> None:
             ('val_begin', NonNegativeInt),
         ):
             check_value('train_cfg', name, getattr(loop, name, 1), kind)
+
+
+def check_val_loop(loop: BaseLoop | None, model: nn.Module) -> None:
+    """Check that a validation loop of MMRazor can validate a distillation.
+
+    Raises:
+        ValueError: It validates what other algorithms of MMRazor make.
+    """
+    if (
+        isinstance(model, CrossArchDistill)
+        and type(loop).__module__.startswith('mmrazor.')
+        and not isinstance(loop, DISTILL_VAL_LOOPS)
+    ):
+        names = [f'mmrazor.{kind.__name__}' for kind in DISTILL_VAL_LOOPS]
+        raise ValueError(
+            f'val_cfg.type is {type(loop).__name__}, which validates subnets, '
+            f'pruned or quantised models, but a {type(model).__name__} has '
+            f'none: remove it from val_cfg, or set {" or ".join(names)}'
+        )
 
 
 def check_labels(model: nn.Module, dataset: Any) -> None:

@@ -186,6 +186,7 @@ class CrossArchDistill(SingleTeacherDistill):
         )
         object.__setattr__(self, 'teacher', teacher)
         self.teacher.adapt_to(self.data_preprocessor)
+        self.teacher.data_preprocessor = self.data_preprocessor
         self.student_loss_weight = student_loss_weight
         self.student_memory_format = (
             torch.channels_last

@@ -216,6 +216,12 @@ class CrossArchDistiller(ConfigurableDistiller):
                     f'{owner} names the recorder {reference["recorder"]!r}, '
                     f'but {whose}_recorders has only {list(recorders)}'
                 )
+            # Only logits may be of heads with names.
+            if not isinstance(
+                recorders[reference['recorder']], LogitsRecorder
+            ):
+                index = reference.get('data_idx')
+                check_value(owner, 'data_idx', index, int | None)
             if connector in self.connector_inputs:
                 raise ValueError(
                     f'{owner} sends a record through the connector '

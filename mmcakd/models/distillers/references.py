@@ -14,7 +14,7 @@ REFERENCES = dict(
         recorder=str,
         from_student=bool,
         record_idx=int,
-        data_idx=int | None,
+        data_idx=int | str | None,
         connector=str | None,
         connector_idx=int | str | None,
     ),

@@ -170,6 +170,25 @@ class Teacher(nn.Module):
         with self._precision_context(inputs.device.type):
             return self.model(inputs, data_samples, mode=mode)
 
+    def val_step(self, data: dict) -> list:
+        """Predict a validation batch, in eval mode.
+
+        MMRazor's validation of student and teacher calls this. The batch is
+        prepared as the student's, by ``data_preprocessor``, and adapted.
+
+        Args:
+            data (dict): What the data loader gives.
+
+        Returns:
+            list: Data samples with predictions.
+        """
+        was_training = self.training
+        self.eval()
+        batch = self.data_preprocessor(data, False)
+        outputs = self(**batch, mode='predict')
+        self.train(was_training)
+        return outputs
+
     def build_tail(
         self, from_stage: int, to_stage: int = 4, blocks=None
     ) -> Tail:
