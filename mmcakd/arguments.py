@@ -18,7 +18,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import wraps
+from functools import cache, wraps
 from inspect import Parameter
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -167,7 +167,9 @@ def find_misfit(path: str, value: Any, kind: Any) -> Misfit | None:
                 for place, item in enumerate(zip(value, kinds, strict=True))
             ]
     else:
-        fits = not isinstance(origin, type) or isinstance(value, origin)
+        # Any is a class, too.
+        is_class = isinstance(origin, type) and origin is not Any
+        fits = not is_class or isinstance(value, origin)
         if fits and origin is dict and args:
             items = [(f'{path}[{k!r}]', v, args[1]) for k, v in value.items()]
     if not fits:
@@ -252,16 +254,19 @@ mean 'tau'?
     if getattr(init, 'checks_arguments', False):
         return cls
     signature = inspect.signature(cls if init is object.__init__ else init)
-    hints = get_type_hints(init, include_extras=True)
-    kinds = {
-        name: hints.get(name, Any) for name in _named(signature.parameters)
-    }
+    names = _named(signature.parameters)
     passes_on = _passes_on(signature.parameters)
+
+    @cache
+    def read_kinds() -> dict[str, Any]:
+        # Not before the first call: a class may name itself.
+        hints = get_type_hints(init, include_extras=True)
+        return {name: hints.get(name, Any) for name in names}
 
     @wraps(init)
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         owner = type(self).__name__
-        unknown = [name for name in kwargs if name not in kinds]
+        unknown = [name for name in kwargs if name not in names]
         if unknown and not passes_on:
             raise_unknown(
                 f'{owner} has no argument', unknown[0], _keywords(type(self))
@@ -272,11 +277,9 @@ mean 'tau'?
         except TypeError as error:
             raise ArgumentError(f'{owner}: {error}') from None
         for name, value in given.items():
-            if (
-                name in kinds
-                and value is not signature.parameters[name].default
-            ):
-                check_value(owner, name, value, kinds[name])
+            default = signature.parameters[name].default
+            if name in names and value is not default:
+                check_value(owner, name, value, read_kinds()[name])
         init(self, *args, **kwargs)
 
     __init__.checks_arguments = True
