@@ -97,6 +97,8 @@ class AdversarialDistill(CrossArchDistill):
         self.view_generator = view_generator
         if hasattr(view_generator, 'adapt_to'):
             view_generator.adapt_to(self.data_preprocessor)
+        if self.input_size and hasattr(view_generator, 'check_image_size'):
+            view_generator.check_image_size(*self.input_size)
         if getattr(view_generator, 'is_geometric', False):
             self._warn_of_moved_places()
 

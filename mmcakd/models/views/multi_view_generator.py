@@ -53,7 +53,8 @@ class MultiViewGenerator(nn.Module):
         mask_size (int): Side of a square in pixels. Defaults to 16.
 
     Raises:
-        ValueError: A setting out of its range.
+        ValueError: A setting out of its range, or squares that do not fit
+            the images.
 
     Examples:
         >>> import torch
@@ -109,6 +110,30 @@ class MultiViewGenerator(nn.Module):
         mean, std = read_normalisation(preprocessor, like=self)
         self._set_colours(mean, std, is_rgb(preprocessor))
 
+    def check_image_size(self, height: int, width: int) -> None:
+        """Check that something of an image is masked, but not all of it.
+
+        Raises:
+            ValueError: A square is larger than the image, or there are so few
+                of them that none or all of them are masked.
+        """
+        count = math.prod(self._squares(height, width))
+        masked = round(self.mask_ratio * count)
+        too_large = self.mask_size > min(height, width)
+        if 0 < self.mask_ratio < 1 and (too_large or not 0 < masked < count):
+            raise ValueError(
+                f'squares of mask_size={self.mask_size} are too large for '
+                f'images of {height} x {width}: mask_ratio={self.mask_ratio} '
+                f'of {count} squares masks {masked}; set a smaller mask_size, '
+                'or mask_ratio=0 for no masking'
+            )
+
+    def _squares(self, height: int, width: int) -> tuple[int, int]:
+        """Count the rows and columns of squares on an image."""
+        return tuple(
+            math.ceil(side / self.mask_size) for side in (height, width)
+        )
+
     def _set_colours(
         self, mean: torch.Tensor, std: torch.Tensor, is_rgb: bool
     ) -> None:
@@ -130,7 +155,11 @@ class MultiViewGenerator(nn.Module):
 
         Returns:
             Tensor: The same shape.
+
+        Raises:
+            ValueError: See :meth:`check_image_size`.
         """
+        self.check_image_size(*images.shape[2:])
         chosen = _uniform(images, 0, 1) < self.prob
         with torch.autocast(images.device.type, enabled=False):
             views = self._mask(self._move(self._jitter(images)))
@@ -184,9 +213,7 @@ class MultiViewGenerator(nn.Module):
         if not self.mask_ratio:
             return images
         height, width = images.shape[2:]
-        rows, columns = (
-            math.ceil(side / self.mask_size) for side in (height, width)
-        )
+        rows, columns = self._squares(height, width)
         order = torch.rand(
             len(images), rows * columns, device=images.device
         ).argsort(1)
