@@ -550,6 +550,22 @@ FAULTS = {
         ),
         ['teacher_recorders.fc', "'head.fcc'", "'head.fc'"],
     ),
+    'misspelt part of a tap': (
+        change(
+            'student_recorders',
+            'stages',
+            taps=[dict(sorce=f'backbone.layer{i}') for i in (1, 2, 3, 4)],
+        ),
+        ["Tap has no argument 'sorce'", "did you mean 'source'"],
+    ),
+    'unknown layout of a tap': (
+        change(
+            'student_recorders',
+            'stages',
+            taps=[dict(source='backbone', layout='NWHC')] * 4,
+        ),
+        ["tap 'backbone'", "'NWHC'", "'NHWC', 'NLC'"],
+    ),
     'blocks that make no stages': (
         change('student_recorders', 'stages', taps=[dict(source='backbone')]),
         ['four stages', 'got 1'],
