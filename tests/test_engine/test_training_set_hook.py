@@ -483,7 +483,7 @@ def test_empty_training_set(checked_run, tmp_path):
         ann_file=str(empty), data_prefix='', serialize_data=False
     )
     message = refusal(cfg)
-    assert 'training set, a CustomDataset, is empty' in message
+    assert 'the training set is empty' in message
     assert 'ann_file' in message
 
 

@@ -90,9 +90,8 @@ def check_steps(loop: BaseLoop, validates: bool) -> None:
     loader = loop.dataloader
     if _length(loader.dataset) == 0:
         raise ValueError(
-            f'the training set, a {type(loader.dataset).__name__}, is empty: '
-            'check data_root, data_prefix and ann_file of '
-            'train_dataloader.dataset'
+            'the training set is empty: check data_root, data_prefix and '
+            'ann_file of train_dataloader.dataset'
         )
     batches = loader.batch_sampler
     own = getattr(batches, 'sampler', None)
