@@ -457,6 +457,49 @@ def spell_out_infinite_settings() -> None:
     Config.pretty_text = property(pretty_text)
 
 
+def call_validation_hooks_once() -> None:
+    """Let a validation of student and teacher call each hook once.
+
+    MMRazor's ``SingleTeacherDistillValLoop`` calls ``before_val_epoch`` for
+    the student and again for the teacher, but ``after_val_epoch`` once: an
+    ``EMAHook``, which exchanges the weights in each, goes on training with
+    the averaged ones. It also shows hooks the teacher's predictions as those
+    of the run, and returns no metrics.
+
+    Unnecessary once MMRazor calls them in pairs.
+    """
+    from mmengine.runner.amp import autocast
+    from mmrazor.engine import SingleTeacherDistillValLoop as Loop
+
+    if not Loop.run.__module__.startswith('mmrazor.'):
+        return
+
+    @torch.no_grad()
+    def run_iter_teacher(self, idx: int, data_batch: dict) -> None:
+        with autocast(enabled=self.fp16):
+            outputs = self.teacher.val_step(data_batch)
+        self.evaluator.process(data_samples=outputs, data_batch=data_batch)
+
+    def run(self) -> dict[str, float]:
+        runner, size = self.runner, len(self.dataloader.dataset)
+        runner.call_hook('before_val')
+        runner.call_hook('before_val_epoch')
+        runner.model.eval()
+        for idx, data_batch in enumerate(self.dataloader):
+            self.run_iter(idx, data_batch)
+        metrics = self.evaluator.evaluate(size)
+        for idx, data_batch in enumerate(self.dataloader):
+            self.run_iter_teacher(idx, data_batch)
+        for key, value in self.evaluator.evaluate(size).items():
+            metrics[f'teacher.{key}'] = value
+        runner.call_hook('after_val_epoch', metrics=metrics)
+        runner.call_hook('after_val')
+        return metrics
+
+    Loop.run_iter_teacher = run_iter_teacher
+    Loop.run = run
+
+
 #: In the order they are applied: the first ones make later imports possible.
 FIXES = (
     declare_torchvision_ops,
@@ -473,6 +516,7 @@ FIXES = (
     read_checkpoints_safely,
     refuse_to_resume_from_weights,
     spell_out_infinite_settings,
+    call_validation_hooks_once,
 )
 
 

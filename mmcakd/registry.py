@@ -12,7 +12,19 @@ from mmengine.registry import (
 )
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
-from mmengine.registry import Registry
+from mmengine.registry import Registry as MMEngineRegistry
+
+from .arguments import check_on_construction
+
+
+class Registry(MMEngineRegistry):
+    """A registry whose classes check their arguments by annotations."""
+
+    def _register_module(self, module, *args, **kwargs) -> None:
+        super()._register_module(module, *args, **kwargs)
+        if isinstance(module, type):
+            check_on_construction(module)
+
 
 #: Algorithms, distillers, connectors and losses.
 MODELS = Registry(

@@ -545,6 +545,44 @@ def test_without_the_fix_a_classifier_of_timm_does_not_load_as_a_part():
     assert done.returncode == 0, done.stderr
 
 
+# ---------------------------- silent: hooks of a validation of two models
+
+#: Validate on nothing, and list the hooks that are called.
+VALIDATE = """
+from types import SimpleNamespace
+from mmrazor.engine import SingleTeacherDistillValLoop
+called = []
+loop = SingleTeacherDistillValLoop.__new__(SingleTeacherDistillValLoop)
+loop._runner = SimpleNamespace(
+    call_hook=lambda name, **kwargs: called.append(name),
+    model=SimpleNamespace(eval=lambda: None),
+)
+loop.dataloader = type('', (list,), dict(dataset=[]))()
+loop.evaluator = SimpleNamespace(evaluate=lambda size: dict(top1=7.0))
+metrics = loop.run()
+"""
+EACH_HOOK = ['before_val', 'before_val_epoch', 'after_val_epoch', 'after_val']
+
+
+def test_validation_of_two_models_calls_each_hook_once():
+    found = {}
+    exec(VALIDATE, found)
+    assert found['called'] == EACH_HOOK
+    assert found['metrics'] == {'top1': 7.0, 'teacher.top1': 7.0}
+
+
+def test_without_the_fix_a_validation_begins_twice_and_ends_once():
+    done = run_without(
+        'call_validation_hooks_once',
+        VALIDATE
+        + """
+assert called.count('before_val_epoch') == 2, called
+assert called.count('after_val_epoch') == 1, called
+""",
+    )
+    assert done.returncode == 0, done.stderr
+
+
 # ---------------------------------------------------------------- versions
 
 

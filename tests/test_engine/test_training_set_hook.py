@@ -1,4 +1,4 @@
-"""The training set of a run, and a memory that survives its end."""
+"""The training set of a run is checked, and a memory survives its end."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmpretrain.datasets import CustomDataset
 from mmpretrain.registry import DATASETS
 from torch import nn
@@ -15,6 +15,10 @@ from torch.utils.data import DataLoader
 
 from mmcakd.engine import TrainingSetHook
 from mmcakd.engine.hooks.training_set_hook import (
+    check_labels,
+    check_steps,
+    count_head_classes,
+    find_labels,
     read_training_labels,
     smallest_batch,
 )
@@ -229,13 +233,258 @@ def test_nothing_is_read_if_nothing_asks(short_run, tiny, monkeypatch):
         CustomDataset, 'get_gt_labels', lambda self: pytest.fail('was read')
     )
     cfg = short_run(
-        model=tiny.distillation(distiller=tiny.logit_kd()),
+        model=tiny.distillation(
+            distiller=tiny.logit_kd(), calculate_student_loss=False
+        ),
         custom_hooks=[dict(type='mmcakd.TrainingSetHook')],
         train_cfg=dict(by_epoch=True, max_epochs=1),
     )
     runner = Runner.from_cfg(cfg)
     runner.train()
     assert runner.iter == 5
+
+
+# -------------------------------------------------------- labels of no class
+
+
+@pytest.fixture
+def checked_run(short_run, tiny):
+    """Make a run of logit distillation that the hook looks at."""
+
+    def make(classes: int = 5, loss=None, **kwargs):
+        model = tiny.distillation(
+            architecture=tiny.classifier(tiny.resnet(), classes=classes),
+            teacher=tiny.classifier(tiny.swin(), classes=classes),
+            distiller=tiny.logit_kd(**loss or {}),
+        )
+        return short_run(
+            **dict(
+                model=model,
+                custom_hooks=[dict(type='mmcakd.TrainingSetHook')],
+            )
+            | kwargs
+        )
+
+    return make
+
+
+def refusal(cfg) -> str:
+    """Run a config that must be refused before its first step."""
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(FailAt(epoch=0, step=0))
+    with pytest.raises(ValueError) as caught:
+        runner.train()
+    return str(caught.value)
+
+
+def test_labels_beyond_the_head_are_named_before_training(checked_run):
+    message = refusal(checked_run(classes=3))
+    # Of five classes with four images each, two are too many.
+    for part in (
+        '8 of 20 training images',
+        'the 3 classes',
+        "student's head",
+        'label 4',
+        'num_classes',
+    ):
+        assert part in message
+
+
+def test_head_of_more_classes_than_the_training_set_is_fine(checked_run):
+    start(checked_run(classes=9))
+
+
+def test_labels_of_a_plain_classifier_are_checked(checked_run, tiny):
+    cfg = checked_run(
+        model=tiny.classifier(tiny.resnet(), classes=4), name='plain'
+    )
+    assert "4 classes of the model's head" in refusal(cfg)
+
+
+def test_wrapped_and_joined_data_sets_tell_their_labels(cfg):
+    joined = dict(type='ConcatDataset', datasets=[cfg, cfg])
+    repeated = dict(type='RepeatDataset', dataset=joined, times=2)
+    for wrapped in (joined, repeated):
+        assert find_labels(DATASETS.build(wrapped)).tolist() == 2 * LABELS
+
+
+def no_labels():
+    raise KeyError('gt_label')
+
+
+def ragged():
+    return np.array([[0, 1], [2]])
+
+
+@pytest.mark.parametrize(
+    'dataset',
+    [
+        range(4),
+        SimpleNamespace(get_gt_labels=no_labels),
+        SimpleNamespace(get_gt_labels=ragged),
+        SimpleNamespace(get_gt_labels=lambda: np.full((4, 7), 9)),
+        SimpleNamespace(get_gt_labels=lambda: [dict(a=9), dict(a=9)]),
+        SimpleNamespace(get_gt_labels=lambda: []),
+        SimpleNamespace(
+            datasets=[
+                range(4),
+                SimpleNamespace(get_gt_labels=lambda: np.array([9])),
+            ]
+        ),
+    ],
+)
+def test_data_sets_that_do_not_tell_a_class_each_pass(tiny, dataset):
+    check_labels(tiny.build(tiny.classifier(tiny.resnet())), dataset)
+
+
+@pytest.mark.parametrize(
+    ('labels', 'beyond'), [([0, 5], 5), ([-1, 0], -1), ([-100, 4], None)]
+)
+def test_labels_from_0_to_below_the_classes_are_good(tiny, labels, beyond):
+    model = tiny.build(tiny.classifier(tiny.resnet()))
+    dataset = SimpleNamespace(get_gt_labels=lambda: np.array(labels))
+    if beyond is None:
+        check_labels(model, dataset)
+        return
+    with pytest.raises(ValueError, match=f'1 of 2.*label {beyond}:'):
+        check_labels(model, dataset)
+
+
+@pytest.mark.parametrize(
+    'cfg',
+    [
+        dict(type='TimmClassifier', model_name='resnet10t', num_classes=6),
+        dict(
+            type='mmcakd.TorchvisionClassifier',
+            model_name='resnet18',
+            num_classes=6,
+        ),
+    ],
+)
+def test_classes_of_wrapped_networks_are_read(tiny, cfg):
+    cfg['type'] = cfg['type'].replace('Timm', 'mmpretrain.Timm')
+    assert count_head_classes(tiny.build(cfg)) == 6
+
+
+def test_models_that_do_not_classify_pass(tiny):
+    assert count_head_classes(nn.Conv2d(1, 2, 3)) is None
+    headless = tiny.classifier(tiny.resnet()) | dict(head=None)
+    assert count_head_classes(tiny.build(headless)) is None
+
+
+@pytest.mark.parametrize(
+    ('label', 'student_loss', 'expected'),
+    [
+        (None, True, ['student']),
+        (None, False, []),
+        ('hard', False, ['student', 'teacher']),
+        ('index', False, []),
+    ],
+)
+def test_networks_whose_logits_meet_labels(
+    tiny, label, student_loss, expected
+):
+    distiller = tiny.logit_kd()
+    if label:
+        distiller['distill_losses']['loss_kd'] = dict(type='mmcakd.DKDLoss')
+        mapping = distiller['loss_forward_mappings']['loss_kd']
+        mapping['label'] = dict(label=label)
+    model = tiny.build_distillation(
+        distiller=distiller, calculate_student_loss=student_loss
+    )
+    assert list(model.label_readers()) == expected
+
+
+# ----------------------------------------------------------------- zero steps
+
+
+@pytest.mark.parametrize(
+    ('kind', 'train_cfg', 'named'),
+    [
+        (EpochBasedTrainLoop, dict(max_epochs=0), 'max_epochs.*got 0'),
+        (EpochBasedTrainLoop, dict(max_epochs=-3), 'max_epochs.*got -3'),
+        (IterBasedTrainLoop, dict(max_iters=0), 'max_iters.*got 0'),
+        (IterBasedTrainLoop, dict(max_iters=-1), 'max_iters.*got -1'),
+        (
+            EpochBasedTrainLoop,
+            dict(max_epochs=1, val_interval=0),
+            'val_interval should be a positive whole number, but got 0',
+        ),
+        (
+            IterBasedTrainLoop,
+            dict(max_iters=5, val_interval='1'),
+            r"got '1' \(str\)",
+        ),
+        (
+            EpochBasedTrainLoop,
+            dict(max_epochs=1, val_begin=-1),
+            'val_begin.*at least 0.*got -1',
+        ),
+    ],
+)
+def test_loop_that_would_not_train_is_refused(kind, train_cfg, named):
+    runner = SimpleNamespace(visualizer=None)
+    loop = kind(runner, DataLoader(range(4)), **train_cfg)
+    with pytest.raises(ValueError, match=f'train_cfg: .*{named}'):
+        check_steps(loop, validates=True)
+    if 'val' in named:
+        check_steps(loop, validates=False)
+
+
+def test_run_without_an_epoch_is_refused(checked_run):
+    train_cfg = dict(by_epoch=True, max_epochs=0)
+    message = refusal(checked_run(train_cfg=train_cfg, param_scheduler=[]))
+    assert message.endswith('a positive whole number, but got 0 (int)')
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_batch_above_the_training_set(checked_run, monkeypatch, processes):
+    monkeypatch.setattr(
+        'mmengine.dataset.sampler.get_dist_info', lambda: (0, processes)
+    )
+    monkeypatch.setattr(
+        'mmcakd.engine.hooks.training_set_hook.get_world_size',
+        lambda: processes,
+    )
+    share = 20 // processes
+    train = dict(batch_size=share + 1, drop_last=True)
+    message = refusal(checked_run(train=train, param_scheduler=[]))
+    for part in (
+        '20 training images',
+        f'{processes} processes',
+        f'{share} each',
+        f'batch of {share + 1}',
+        f'at most {share}',
+        'drop_last=False',
+    ):
+        assert part in message
+    start(checked_run(train=dict(batch_size=share, drop_last=True)))
+
+
+def test_endless_sampler_fills_every_batch(checked_run):
+    cfg = checked_run(
+        train=dict(
+            batch_size=21,
+            drop_last=True,
+            sampler=dict(type='InfiniteSampler', shuffle=True),
+        ),
+        train_cfg=dict(by_epoch=False, max_iters=1, val_interval=1),
+        param_scheduler=[],
+    )
+    cfg.default_hooks.pop('seed')
+    start(cfg)
+
+
+def test_empty_training_set(checked_run, tmp_path):
+    empty = tmp_path / 'empty.txt'
+    empty.write_text('')
+    cfg = checked_run(param_scheduler=[])
+    cfg.train_dataloader.dataset.update(
+        ann_file=str(empty), data_prefix='', serialize_data=False
+    )
+    message = refusal(cfg)
+    assert 'the training set is empty' in message
+    assert 'ann_file' in message
 
 
 # ---------------------------------------------------------- smallest batches

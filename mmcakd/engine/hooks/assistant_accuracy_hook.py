@@ -10,6 +10,7 @@ from mmengine.runner.amp import autocast
 from mmpretrain.evaluation import Accuracy
 from torch import nn
 
+from mmcakd.arguments import PositiveInt
 from mmcakd.models.connectors import AssistantConnector
 from mmcakd.registry import HOOKS
 
@@ -36,7 +37,7 @@ class AssistantAccuracyHook(Hook):
     """
 
     def __init__(
-        self, connector: str = 'assistant', topk: Sequence[int] = (1,)
+        self, connector: str = 'assistant', topk: Sequence[PositiveInt] = (1,)
     ) -> None:
         self.connector = connector
         self.metric = Accuracy(topk=tuple(topk))

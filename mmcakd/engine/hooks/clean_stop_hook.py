@@ -23,6 +23,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, Runner
 from torch.utils.data import DataLoader
 
+from mmcakd.arguments import Positive
 from mmcakd.registry import HOOKS
 from mmcakd.utils.files import write_text
 
@@ -64,7 +65,7 @@ class CleanStopHook(Hook):
     # After all others have seen the step.
     priority = 'LOWEST'
 
-    def __init__(self, max_hours: float | None = None) -> None:
+    def __init__(self, max_hours: Positive | None = None) -> None:
         self.max_hours = max_hours
         self._started = time.monotonic()
         self._reason: str | None = None

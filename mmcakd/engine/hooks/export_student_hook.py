@@ -1,5 +1,7 @@
 """A plain checkpoint at the end of a distillation."""
 
+from typing import Literal
+
 from mmengine.dist import master_only
 from mmengine.hooks import CheckpointHook, Hook
 
@@ -24,7 +26,11 @@ class ExportStudentHook(Hook):
     # After the CheckpointHook.
     priority = 'LOWEST'
 
-    def __init__(self, which: str = 'last', ema: bool | None = None):
+    def __init__(
+        self,
+        which: Literal['last', 'best'] = 'last',
+        ema: bool | None = None,
+    ) -> None:
         self.which = which
         self.ema = ema
 

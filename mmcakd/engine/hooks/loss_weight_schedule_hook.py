@@ -8,6 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from mmcakd.arguments import NonNegative
 from mmcakd.registry import HOOKS
 
 
@@ -39,7 +40,7 @@ class LossWeightScheduleHook(Hook):
 
     def __init__(
         self,
-        points: Sequence[tuple[float, float]],
+        points: Sequence[tuple[NonNegative, NonNegative]],
         losses: Sequence[str] | None = None,
     ) -> None:
         epochs = [epoch for epoch, _ in points]

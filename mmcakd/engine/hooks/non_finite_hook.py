@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from mmengine.dist import get_rank, is_distributed
@@ -13,12 +13,11 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.nn.utils import get_total_norm
 
+from mmcakd.arguments import NonNegativeInt
 from mmcakd.registry import HOOKS
 from mmcakd.utils import replacing
 
 from .utils import optim_wrappers, unwrap
-
-POLICIES = ('stop', 'skip', 'warn')
 
 
 @HOOKS.register_module()
@@ -51,11 +50,11 @@ class NonFiniteHook(Hook):
         ...     non_finite=dict(type='mmcakd.NonFiniteHook', policy='skip'))
     """
 
-    def __init__(self, policy: str = 'stop', max_skips: int = 10) -> None:
-        if policy not in POLICIES:
-            raise ValueError(
-                f'policy should be one of {POLICIES}, but got {policy!r}'
-            )
+    def __init__(
+        self,
+        policy: Literal['stop', 'skip', 'warn'] = 'stop',
+        max_skips: NonNegativeInt = 10,
+    ) -> None:
         self.policy = policy
         self.max_skips = max_skips
         self._skipped = 0

@@ -1,33 +1,49 @@
-"""What a part of the model must know of the training set."""
+"""What is wrong with a training set, and what the model must know of it."""
 
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dataset import InfiniteSampler
+from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from mmrazor.engine import SelfDistillValLoop, SingleTeacherDistillValLoop
+from torch import nn
 from torch.utils.data import DataLoader
 
+from mmcakd.arguments import NonNegativeInt, PositiveInt, check_value
+from mmcakd.models.algorithms import CrossArchDistill
 from mmcakd.registry import HOOKS
+
+#: Loops of MMRazor that validate a student, and a student and its teacher.
+DISTILL_VAL_LOOPS = (SelfDistillValLoop, SingleTeacherDistillValLoop)
 
 
 @HOOKS.register_module()
 class TrainingSetHook(Hook):
-    """Tell the parts of the model what they must know of the training set.
+    """Check the training set, and tell the model what it must know of it.
 
-    - Modules with a method ``prepare_from_labels``, such as
+    Before anything is trained
+
+    - a run without a single step is refused: no images, no whole batch, no
+      epochs;
+    - a validation loop of MMRazor for other algorithms is refused;
+    - labels of no class are refused, of the head and of the teacher where its
+      logits are compared with labels. Data sets that do not tell their labels
+      pass, and so do those with several labels an image, or none;
+    - modules with a method ``prepare_from_labels``, such as
       :class:`mmcakd.models.losses.CRDLoss`, get the labels of the training
-      images. Without such a module, no label is read.
-    - Modules with a method ``check_batch_size``, such as
+      images;
+    - modules with a method ``check_batch_size``, such as
       :class:`mmcakd.models.losses.InfoNCELoss`, get the number of images in
       the smallest batch of an epoch, and may refuse it.
 
     Raises:
-        ValueError: The training set does not tell its labels, or joins
-            several data sets, whose samples have no index of their own; or
-            the smallest batch is too small for a part.
+        ValueError: See above; or a part asks for labels, and the training set
+            does not tell them, or joins several data sets, whose samples have
+            no index of their own.
     """
 
     # Before the EMAHook copies the model; and before weights are loaded,
@@ -41,11 +57,14 @@ class TrainingSetHook(Hook):
             return
         model = runner.model
         model = model.module if is_model_wrapper(model) else model
+        check_steps(runner.train_loop, validates=runner._val_loop is not None)
+        check_val_loop(runner._val_loop, model)
         loader = runner.train_dataloader
         smallest = smallest_batch(loader)
         for part in model.modules():
             if smallest is not None and hasattr(part, 'check_batch_size'):
                 part.check_batch_size(smallest)
+        check_labels(model, loader.dataset)
         parts = [
             part
             for part in model.modules()
@@ -55,6 +74,160 @@ class TrainingSetHook(Hook):
             labels = read_training_labels(loader.dataset)
             for part in parts:
                 part.prepare_from_labels(labels)
+
+
+def check_steps(loop: BaseLoop, validates: bool) -> None:
+    """Check that a training loop takes a step.
+
+    Args:
+        loop (BaseLoop): The loop, with its data.
+        validates (bool): Whether there is a validation.
+
+    Raises:
+        ValueError: There are no images, no whole batch, or no epochs or
+            iterations; or validation has no interval.
+    """
+    loader = loop.dataloader
+    if _length(loader.dataset) == 0:
+        raise ValueError(
+            'the training set is empty: check data_root, data_prefix and '
+            'ann_file of train_dataloader.dataset'
+        )
+    batches = loader.batch_sampler
+    own = getattr(batches, 'sampler', None)
+    # An InfiniteSampler goes on from one epoch to the next.
+    if not isinstance(own, InfiniteSampler) and _length(loader) == 0:
+        count, share = _length(loader.dataset), _length(own)
+        raise ValueError(
+            f'there is no batch to train on: {count} training images on '
+            f'{get_world_size()} processes are {share} each, fewer than a '
+            f'batch of {getattr(batches, "batch_size", None)}, and '
+            'drop_last=True drops them; set train_dataloader.batch_size to at '
+            f'most {share}, or drop_last=False'
+        )
+    by_epoch = isinstance(loop, EpochBasedTrainLoop)
+    limit = 'max_epochs' if by_epoch else 'max_iters'
+    check_value('train_cfg', limit, getattr(loop, limit), PositiveInt)
+    if validates:
+        for name, kind in (
+            ('val_interval', PositiveInt),
+            ('val_begin', NonNegativeInt),
+        ):
+            check_value('train_cfg', name, getattr(loop, name, 1), kind)
+
+
+def check_val_loop(loop: BaseLoop | None, model: nn.Module) -> None:
+    """Check that a validation loop of MMRazor can validate a distillation.
+
+    Raises:
+        ValueError: It validates what other algorithms of MMRazor make.
+    """
+    if (
+        isinstance(model, CrossArchDistill)
+        and type(loop).__module__.startswith('mmrazor.')
+        and not isinstance(loop, DISTILL_VAL_LOOPS)
+    ):
+        names = [f'mmrazor.{kind.__name__}' for kind in DISTILL_VAL_LOOPS]
+        raise ValueError(
+            f'val_cfg.type is {type(loop).__name__}, which validates subnets, '
+            f'pruned or quantised models, but a {type(model).__name__} has '
+            f'none: remove it from val_cfg, or set {" or ".join(names)}'
+        )
+
+
+def check_labels(model: nn.Module, dataset: Any) -> None:
+    """Check that every label of the training set is a class of the model.
+
+    Args:
+        model (nn.Module): A classifier, or an algorithm that tells by
+            ``label_readers`` which networks' logits meet labels.
+        dataset (Dataset): Tells its labels by ``get_gt_labels``, or passes.
+
+    Raises:
+        ValueError: There are more.
+    """
+    readers = getattr(model, 'label_readers', lambda: dict(model=model))()
+    classes = {
+        whose: count
+        for whose, reader in readers.items()
+        if (count := count_head_classes(reader)) is not None
+    }
+    labels = find_labels(dataset) if classes else None
+    if labels is None:
+        return
+    for whose, count in classes.items():
+        # PyTorch's losses leave out what is -100.
+        beyond = ((labels < 0) & (labels != -100)) | (labels >= count)
+        if beyond.any():
+            worst = labels[beyond].max()
+            raise ValueError(
+                f'{beyond.sum()} of {len(labels)} training images have labels '
+                f"beyond the {count} classes of the {whose}'s head, such as "
+                f'label {worst}: set num_classes of the head to the classes '
+                'of the training set, of which the first has label 0, or '
+                'correct the labels'
+            )
+
+
+def count_head_classes(model: nn.Module) -> int | None:
+    """Count the classes of a classifier by its head.
+
+    Returns:
+        int, optional: None for a model of another kind.
+
+    Examples:
+        >>> from mmpretrain.models import TimmClassifier
+        >>> from mmcakd.engine.hooks.training_set_hook import (
+        ...     count_head_classes)
+        >>> count_head_classes(TimmClassifier('resnet18', num_classes=7))
+        7
+    """
+    head = getattr(model, 'head', None)
+    net = getattr(model, 'model', None)
+    # MMPretrain's heads, timm's networks, Hugging Face's configs.
+    for owner, name in (
+        (head, 'num_classes'),
+        (net, 'num_classes'),
+        (getattr(net, 'config', None), 'num_labels'),
+    ):
+        if isinstance(getattr(owner, name, None), int):
+            return getattr(owner, name)
+    if not isinstance(net, nn.Module):
+        return None
+    linear = [part for part in net.modules() if isinstance(part, nn.Linear)]
+    return linear[-1].out_features if linear else None
+
+
+def find_labels(dataset: Any) -> np.ndarray | None:
+    """Find the labels of all images, also of joined and wrapped data sets.
+
+    Returns:
+        ndarray, optional: Class indices ``(M,)``; None if a data set does not
+        tell them, or has several an image, or none.
+    """
+    if hasattr(dataset, 'datasets'):
+        found = [find_labels(part) for part in dataset.datasets]
+        complete = found and all(part is not None for part in found)
+        return np.concatenate(found) if complete else None
+    if hasattr(dataset, 'dataset'):
+        return find_labels(dataset.dataset)
+    if not hasattr(dataset, 'get_gt_labels'):
+        return None
+    try:
+        labels = np.asarray(dataset.get_gt_labels())
+    # Images without labels, and several labels, as many as an image has.
+    except (KeyError, ValueError):
+        return None
+    is_class = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
+    return labels if is_class else None
+
+
+def _length(data: Any) -> int | None:
+    """Count, where something that is iterated over can be counted."""
+    try:
+        return len(data)
+    except TypeError:
+        return None
 
 
 def smallest_batch(loader: DataLoader) -> int | None:

@@ -1,7 +1,6 @@
 """Distillation with a discriminator and views for the student."""
 
 import logging
-from collections.abc import Iterator
 
 import torch
 from mmengine.dist import is_distributed
@@ -9,6 +8,7 @@ from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from torch import nn
 
+from mmcakd.arguments import PositiveInt
 from mmcakd.registry import MODELS
 
 from ..losses import AdversarialLoss, CCLoss, CRDLoss, RKDLoss
@@ -87,14 +87,9 @@ class AdversarialDistill(CrossArchDistill):
         self,
         *args,
         view_generator: dict | nn.Module | None = None,
-        discriminator_interval: int = 5,
+        discriminator_interval: PositiveInt = 5,
         **kwargs,
     ) -> None:
-        if discriminator_interval < 1:
-            raise ValueError(
-                'discriminator_interval must be positive, got '
-                f'{discriminator_interval}'
-            )
         super().__init__(*args, **kwargs)
         self.discriminator_interval = discriminator_interval
         if isinstance(view_generator, dict):
@@ -102,6 +97,8 @@ class AdversarialDistill(CrossArchDistill):
         self.view_generator = view_generator
         if hasattr(view_generator, 'adapt_to'):
             view_generator.adapt_to(self.data_preprocessor)
+        if self.input_size and hasattr(view_generator, 'check_image_size'):
+            view_generator.check_image_size(*self.input_size)
         if getattr(view_generator, 'is_geometric', False):
             self._warn_of_moved_places()
 
@@ -214,15 +211,6 @@ class AdversarialDistill(CrossArchDistill):
             not isinstance(
                 recorders.get_recorder(record['recorder']), LogitsRecorder
             )
-            for record in self._records_behind(reference)
+            for record in self.distiller.records_behind(reference)
             if not record['from_student']
         )
-
-    def _records_behind(self, reference: dict) -> Iterator[dict]:
-        if 'recorder' in reference:
-            yield reference
-        inputs = self.distiller.connector_inputs.get(
-            reference.get('connector'), {}
-        )
-        for behind in inputs.values():
-            yield from self._records_behind(behind)

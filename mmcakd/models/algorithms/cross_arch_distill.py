@@ -4,7 +4,8 @@ import copy
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any
+from os import PathLike
+from typing import Any, Literal
 
 import torch
 from mmengine.logging import print_log
@@ -18,14 +19,13 @@ from mmrazor.models.task_modules.recorder import (
 from mmrazor.models.utils import add_prefix
 from torch import nn
 
+from mmcakd.arguments import NonNegative, Size
 from mmcakd.registry import MODELS
 
 from ..connectors import BaseConnector
 from ..distillers import CrossArchDistiller
 from ..stages import find_backbone
-from ..teachers import Teacher, build_model, load_weights
-
-Size = int | tuple[int, int]
+from ..teachers import Precision, Teacher, build_model, load_weights
 
 
 @MODELS.register_module()
@@ -111,20 +111,26 @@ class CrossArchDistill(SingleTeacherDistill):
         architecture: BaseModel | dict | str | None = None,
         teacher: BaseModel | dict | str | None = None,
         distiller: dict | None = None,
-        teacher_ckpt: str | None = None,
+        teacher_ckpt: str | PathLike | None = None,
         teacher_ckpt_ignore: Sequence[str] = (),
         input_size: Size | None = None,
-        student_loss_weight: float = 1.0,
+        student_loss_weight: NonNegative = 1.0,
         student_channels_last: bool = False,
-        teacher_mode: str = 'eval',
+        teacher_mode: Literal['eval', 'train'] = 'eval',
         teacher_input_size: Size | None = None,
-        teacher_precision: str | None = None,
+        teacher_precision: Precision | None = None,
         teacher_channels_last: bool = False,
         teacher_compile: bool = False,
         data_preprocessor: dict | nn.Module | None = None,
-        **kwargs,
+        teacher_trainable: bool = False,
+        teacher_norm_eval: bool = True,
+        teacher_module_inplace: bool = False,
+        student_trainable: bool = True,
+        calculate_student_loss: bool = True,
+        module_inplace: bool = False,
+        init_cfg: dict | None = None,
     ) -> None:
-        if kwargs.pop('teacher_trainable', False):
+        if teacher_trainable:
             raise ValueError(
                 'the teacher of CrossArchDistill is frozen; to train it too, '
                 'use mmrazor.SingleTeacherDistill'
@@ -152,7 +158,12 @@ class CrossArchDistill(SingleTeacherDistill):
             teacher=teacher,
             distiller={'type': 'mmcakd.CrossArchDistiller', **distiller},
             data_preprocessor=data_preprocessor,
-            **kwargs,
+            teacher_norm_eval=teacher_norm_eval,
+            teacher_module_inplace=teacher_module_inplace,
+            student_trainable=student_trainable,
+            calculate_student_loss=calculate_student_loss,
+            module_inplace=module_inplace,
+            init_cfg=init_cfg,
         )
         if not isinstance(self.distiller, CrossArchDistiller):
             raise ValueError(
@@ -160,6 +171,8 @@ class CrossArchDistill(SingleTeacherDistill):
                 "type='mmcakd.CrossArchDistiller', which accepts the same "
                 'arguments'
             )
+        if self.student_trainable:
+            self.distiller.check_student_is_read()
         # MMRazor registers the teacher as a submodule; as a plain attribute
         # it stays out of everything that is saved, copied or trained.
         del self.teacher
@@ -173,6 +186,7 @@ class CrossArchDistill(SingleTeacherDistill):
         )
         object.__setattr__(self, 'teacher', teacher)
         self.teacher.adapt_to(self.data_preprocessor)
+        self.teacher.data_preprocessor = self.data_preprocessor
         self.student_loss_weight = student_loss_weight
         self.student_memory_format = (
             torch.channels_last
@@ -193,6 +207,22 @@ class CrossArchDistill(SingleTeacherDistill):
                 "augments, or let the loss read dict(label='soft') or 'auto' "
                 'if it can'
             )
+
+    def label_readers(self) -> dict[str, nn.Module]:
+        """List the networks whose logits meet the labels of a batch.
+
+        Returns:
+            dict[str, nn.Module]: The student and the teacher, or one, or
+            none, by ``'student'`` and ``'teacher'``.
+        """
+        meets = self.distiller.logits_beside_labels()
+        readers = dict(student=self.student, teacher=self.teacher.model)
+        return {
+            whose: model
+            for whose, model in readers.items()
+            if meets[whose]
+            or (whose == 'student' and self.calculate_student_loss)
+        }
 
     def _prepare_distiller(self) -> None:
         """Let the distiller read both models at the training size."""

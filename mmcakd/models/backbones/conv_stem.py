@@ -4,6 +4,7 @@ import math
 
 from torch import nn
 
+from mmcakd.arguments import PositiveInt, Size
 from mmcakd.registry import MODELS
 
 
@@ -43,12 +44,12 @@ class ConvStem(nn.Sequential):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
+        in_channels: PositiveInt,
+        out_channels: PositiveInt,
+        kernel_size: Size,
+        stride: Size = 1,
         padding: int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
+        dilation: Size = 1,
         bias: bool = True,
     ) -> None:
         side = stride if isinstance(stride, int) else stride[0]

@@ -1,6 +1,7 @@
 """A hybrid of student and teacher as a connector."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from mmcv.cnn.bricks.transformer import PatchEmbed
@@ -8,6 +9,7 @@ from mmengine.model import BaseModule
 from mmpretrain.models.backbones.swin_transformer import SwinBlock
 from torch import nn
 
+from mmcakd.arguments import Grid, NonNegativeInt, PositiveInt
 from mmcakd.registry import MODELS
 
 from ..stages import find_taps
@@ -15,8 +17,6 @@ from ..teachers import Teacher
 from .base import BaseConnector
 from .receiver import Receiver
 from .utils import check_map, resize_map
-
-Grid = tuple[int, int]
 
 
 class LocalToGlobalProjector(BaseModule):
@@ -131,17 +131,13 @@ class AssistantConnector(BaseConnector):
 
     def __init__(
         self,
-        first: str = 'auto',
-        num_heads: int | None = None,
-        window_size: int = 7,
-        blocks: Sequence[int] | None = None,
+        first: Literal['auto', 'student', 'teacher'] = 'auto',
+        num_heads: PositiveInt | None = None,
+        window_size: PositiveInt = 7,
+        blocks: Sequence[NonNegativeInt] | None = None,
         init_cfg: dict | list | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if first not in ('auto', 'student', 'teacher'):
-            raise ValueError(
-                f"first must be 'auto', 'student' or 'teacher', got {first!r}"
-            )
         self.first = first
         self.num_heads = num_heads
         self.window_size = window_size

@@ -6,11 +6,10 @@ from mmengine.model.weight_init import trunc_normal_
 from mmpretrain.models.utils import build_norm_layer
 from torch import nn
 
+from mmcakd.arguments import Grid, Positive, PositiveInt
 from mmcakd.registry import MODELS
 
 from .base import BaseConnector
-
-Grid = tuple[int, int]
 
 
 @MODELS.register_module()
@@ -71,12 +70,12 @@ class CAPConnector(BaseConnector):
 
     def __init__(
         self,
-        num_heads: int,
-        kappa: float = 1.0,
+        num_heads: PositiveInt,
+        kappa: Positive = 1.0,
         norm_cfg: dict | None = None,
-        in_channels: int | None = None,
+        in_channels: PositiveInt | None = None,
         in_grid: Grid | None = None,
-        embed_dims: int | None = None,
+        embed_dims: PositiveInt | None = None,
         query_grid: Grid | None = None,
         init_cfg: dict | None = None,
     ) -> None:

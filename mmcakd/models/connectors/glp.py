@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmcakd.arguments import Grid, PositiveInt, Rate
 from mmcakd.registry import MODELS
 
-from .grid_projector import Grid, GridProjector
+from .grid_projector import GridProjector
 
 #: Side of a tile.
 TILE = 4
@@ -87,9 +88,9 @@ class GLPConnector(GridProjector):
 
     def __init__(
         self,
-        dropout: float = 0.1,
-        in_channels: int | None = None,
-        out_channels: int | None = None,
+        dropout: Rate = 0.1,
+        in_channels: PositiveInt | None = None,
+        out_channels: PositiveInt | None = None,
         grid: Grid | None = None,
         init_cfg: dict | None = None,
     ) -> None:

@@ -2,10 +2,10 @@
 
 import torch
 
+from mmcakd.arguments import Grid, PositiveInt
+
 from .base import BaseConnector
 from .utils import check_map, resize_map
-
-Grid = tuple[int, int]
 
 
 class GridProjector(BaseConnector):
@@ -28,8 +28,8 @@ class GridProjector(BaseConnector):
 
     def __init__(
         self,
-        in_channels: int | None = None,
-        out_channels: int | None = None,
+        in_channels: PositiveInt | None = None,
+        out_channels: PositiveInt | None = None,
         grid: Grid | None = None,
         init_cfg: dict | None = None,
     ) -> None:

@@ -4,12 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmcakd.arguments import Fraction, PositiveInt
 from mmcakd.registry import MODELS
 
 from ..losses.pca_loss import Attended
 from ..recorders import QKV
 from ..stages import to_tokens
-from .pca import PartialAttention, check_qkv, split_heads
+from .pca import PartialAttention, Target, Unit, check_qkv, split_heads
 from .utils import check_map, resize_map
 
 
@@ -95,13 +96,13 @@ class InversePCAConnector(PartialAttention):
 
     def __init__(
         self,
-        head_dims: int | None = None,
-        replace: str = 'element',
-        replace_prob: float = 0.5,
-        attn_target: str = 'output',
+        head_dims: PositiveInt | None = None,
+        replace: Unit = 'element',
+        replace_prob: Fraction = 0.5,
+        attn_target: Target = 'output',
         average_heads: bool = False,
-        in_channels: int | None = None,
-        out_channels: int | None = None,
+        in_channels: PositiveInt | None = None,
+        out_channels: PositiveInt | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(

@@ -12,6 +12,7 @@ from mmpretrain.models.backbones.vision_transformer import (
 )
 from torch import nn
 
+from mmcakd.arguments import PositiveInt
 from mmcakd.registry import MODELS
 
 from ..stages import StageTokens
@@ -218,10 +219,10 @@ class OFAHeadConnector(BaseConnector):
     def __init__(
         self,
         stages: Sequence[int] = (1, 2, 3, 4),
-        num_heads: int = 4,
-        final_grid: int = 7,
-        embed_dims: int | None = None,
-        num_classes: int | None = None,
+        num_heads: PositiveInt = 4,
+        final_grid: PositiveInt = 7,
+        embed_dims: PositiveInt | None = None,
+        num_classes: PositiveInt | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)

@@ -1,9 +1,12 @@
 """Partially cross attention projector of CAKD."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmcakd.arguments import Fraction, PositiveInt
 from mmcakd.registry import MODELS
 
 from ..losses.pca_loss import Attended
@@ -12,12 +15,14 @@ from ..recorders import QKV
 from .base import BaseConnector
 from .utils import check_map, resize_map
 
-TARGETS = ('output', 'prob', 'score')
-UNITS = ('element', 'token', 'matrix')
+#: What of attention is compared.
+Target = Literal['output', 'prob', 'score']
+#: What is replaced at once.
+Unit = Literal['element', 'token', 'matrix']
 
 
 def attend(
-    qkv: QKV, target: str = 'output', average_heads: bool = False
+    qkv: QKV, target: Target = 'output', average_heads: bool = False
 ) -> torch.Tensor:
     """Compute attention by its plain formula, without position bias.
 
@@ -79,25 +84,13 @@ class PartialAttention(BaseConnector):
 
     def __init__(
         self,
-        replace: str = 'element',
-        replace_prob: float = 0.5,
-        attn_target: str = 'output',
+        replace: Unit = 'element',
+        replace_prob: Fraction = 0.5,
+        attn_target: Target = 'output',
         average_heads: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if replace not in UNITS:
-            raise ValueError(
-                f'replace must be one of {UNITS}, got {replace!r}'
-            )
-        if attn_target not in TARGETS:
-            raise ValueError(
-                f'attn_target must be one of {TARGETS}, got {attn_target!r}'
-            )
-        if not 0 <= replace_prob <= 1:
-            raise ValueError(
-                f'replace_prob must lie in [0, 1], got {replace_prob}'
-            )
         self.replace = replace
         self.replace_prob = replace_prob
         self.attn_target = attn_target
@@ -259,21 +252,19 @@ class PCAConnector(PartialAttention):
 
     def __init__(
         self,
-        qkv: str = 'conv',
-        replace: str = 'element',
-        replace_prob: float = 0.5,
-        attn_target: str = 'output',
+        qkv: Literal['conv', 'linear'] = 'conv',
+        replace: Unit = 'element',
+        replace_prob: Fraction = 0.5,
+        attn_target: Target = 'output',
         average_heads: bool = False,
-        in_channels: int | None = None,
-        num_heads: int | None = None,
-        head_dims: int | None = None,
+        in_channels: PositiveInt | None = None,
+        num_heads: PositiveInt | None = None,
+        head_dims: PositiveInt | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(
             replace, replace_prob, attn_target, average_heads, init_cfg
         )
-        if qkv not in ('conv', 'linear'):
-            raise ValueError(f"qkv must be 'conv' or 'linear', got {qkv!r}")
         self.qkv = qkv
         self.in_channels = in_channels
         self.num_heads = num_heads

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from mmcakd.arguments import PositiveInt
 from mmcakd.registry import MODELS
 
 from .base import BaseConnector
@@ -37,8 +38,8 @@ class PooledEmbedding(BaseConnector):
 
     def __init__(
         self,
-        embed_dims: int | None = 128,
-        in_channels: int | None = None,
+        embed_dims: PositiveInt | None = 128,
+        in_channels: PositiveInt | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)

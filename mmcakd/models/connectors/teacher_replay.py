@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from mmcakd.arguments import NonNegativeInt
 from mmcakd.registry import MODELS
 
 from ..teachers import Teacher
@@ -51,7 +52,7 @@ class TeacherReplay(BaseConnector):
         self,
         from_stage: int,
         to_stage: int = 4,
-        blocks: Sequence[int] | None = None,
+        blocks: Sequence[NonNegativeInt] | None = None,
     ) -> None:
         super().__init__()
         self.from_stage = from_stage

@@ -5,6 +5,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from mmcakd.arguments import PositiveInt
 from mmcakd.registry import MODELS
 
 from .base import BaseDiscriminator
@@ -44,14 +45,12 @@ class PatchDiscriminator(BaseDiscriminator):
 
     def __init__(
         self,
-        in_channels: int | None = None,
-        base_channels: int = 64,
-        num_layers: int = 3,
+        in_channels: PositiveInt | None = None,
+        base_channels: PositiveInt = 64,
+        num_layers: PositiveInt = 3,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if num_layers < 1:
-            raise ValueError(f'num_layers must be positive, got {num_layers}')
         self.in_channels = in_channels
         self.base_channels = base_channels
         self.num_layers = num_layers

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from mmcakd.arguments import PositiveInt
 from mmcakd.registry import MODELS
 
 from .base import BaseDiscriminator
@@ -37,7 +38,9 @@ class TokenDiscriminator(BaseDiscriminator):
     """
 
     def __init__(
-        self, embed_dims: int | None = None, init_cfg: dict | None = None
+        self,
+        embed_dims: PositiveInt | None = None,
+        init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
         self.embed_dims = embed_dims

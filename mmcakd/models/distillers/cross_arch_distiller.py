@@ -11,13 +11,15 @@ from mmrazor.models.distillers import ConfigurableDistiller
 from mmrazor.models.task_modules import RecorderManager
 from torch import nn
 
+from mmcakd.arguments import check_value
 from mmcakd.registry import MODELS
 
 from ..connectors import BaseConnector
-from ..recorders import StageOutputsRecorder, unknown_tap
+from ..recorders import LogitsRecorder, StageOutputsRecorder, unknown_tap
 from ..teachers import Teacher
 from .errors import check_arguments, explain
-from .labels import LABELS, read_labels
+from .labels import read_labels
+from .references import check_reference
 
 Mapping = dict[str, dict]
 
@@ -76,11 +78,28 @@ class CrossArchDistiller(ConfigurableDistiller):
         ...             teacher=dict(recorder='logits', from_student=False))))
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(
+        self,
+        student_recorders: dict[str, dict] | None = None,
+        teacher_recorders: dict[str, dict] | None = None,
+        distill_deliveries: dict[str, dict] | None = None,
+        connectors: dict[str, dict | list] | None = None,
+        distill_losses: dict[str, dict] | None = None,
+        loss_forward_mappings: dict[str, dict] | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
         # MMRazor builds recorders and deliveries by plain names, which a
         # default scope of another package would hide.
         with DefaultScope.overwrite_default_scope('mmrazor'):
-            super().__init__(*args, **kwargs)
+            super().__init__(
+                student_recorders,
+                teacher_recorders,
+                distill_deliveries,
+                connectors,
+                distill_losses,
+                loss_forward_mappings,
+                init_cfg=init_cfg,
+            )
         self._check_graph()
         self._keep_only_stages_read()
 
@@ -97,10 +116,14 @@ class CrossArchDistiller(ConfigurableDistiller):
         for name, cfg in sorted((connectors or {}).items()):
             if isinstance(cfg, dict):
                 cfg = dict(cfg)
-                if 'inputs' in cfg:
-                    self.connector_inputs[name] = cfg.pop('inputs')
-                if 'shape_like' in cfg:
-                    self.connector_shape_like[name] = cfg.pop('shape_like')
+                for key, kept in (
+                    ('inputs', self.connector_inputs),
+                    ('shape_like', self.connector_shape_like),
+                ):
+                    if key in cfg:
+                        kept[name] = cfg.pop(key)
+                        owner = f'connector {name!r}'
+                        check_value(owner, key, kept[name], dict)
             plain[name] = cfg
         return super().build_connectors(plain)
 
@@ -176,19 +199,8 @@ class CrossArchDistiller(ConfigurableDistiller):
         }
 
     def _check_reference(self, owner: str, reference: dict) -> None:
-        if not isinstance(reference, dict) or not (
-            {'recorder', 'connector', 'label'} & set(reference)
-        ):
-            raise ValueError(
-                f'{owner} should be a dict with recorder, connector or '
-                f'label, but got {reference!r}'
-            )
+        check_reference(owner, reference)
         if 'label' in reference:
-            if reference['label'] not in LABELS:
-                raise ValueError(
-                    f'{owner}: label should be one of {LABELS}, but got '
-                    f'{reference["label"]!r}'
-                )
             return
         connector = reference.get('connector')
         if connector is not None and connector not in self.connectors:
@@ -197,11 +209,6 @@ class CrossArchDistiller(ConfigurableDistiller):
                 f'only {list(self.connectors)}'
             )
         if 'recorder' in reference:
-            if not isinstance(reference.get('from_student'), bool):
-                raise ValueError(
-                    f'{owner} names a recorder; say whose by '
-                    'from_student=True or False'
-                )
             recorders = self._recorders(reference['from_student']).recorders
             if reference['recorder'] not in recorders:
                 whose = 'student' if reference['from_student'] else 'teacher'
@@ -209,6 +216,12 @@ class CrossArchDistiller(ConfigurableDistiller):
                     f'{owner} names the recorder {reference["recorder"]!r}, '
                     f'but {whose}_recorders has only {list(recorders)}'
                 )
+            # Only logits may be of heads with names.
+            if not isinstance(
+                recorders[reference['recorder']], LogitsRecorder
+            ):
+                index = reference.get('data_idx')
+                check_value(owner, 'data_idx', index, int | None)
             if connector in self.connector_inputs:
                 raise ValueError(
                     f'{owner} sends a record through the connector '
@@ -266,6 +279,79 @@ class CrossArchDistiller(ConfigurableDistiller):
                 }
                 if None not in indices:
                     recorder.stages_to_keep = indices
+
+    def records_behind(self, reference: dict) -> Iterator[dict]:
+        """List the references to records that a reference comes from."""
+        if 'recorder' in reference:
+            yield reference
+        for behind in self._inputs_of(reference).values():
+            yield from self.records_behind(behind)
+
+    def _inputs_of(self, reference: dict) -> Mapping:
+        return self.connector_inputs.get(reference.get('connector'), {})
+
+    def logits_beside_labels(self) -> dict[str, bool]:
+        """Whether a loss reads labels and logits of student and teacher."""
+        found = dict(student=False, teacher=False)
+        for mapping in self.loss_forward_mappings.values():
+            references = mapping.values()
+            if not any(
+                ref.get('label', 'index') != 'index' for ref in references
+            ):
+                continue
+            for reference in references:
+                for record in self.records_behind(reference):
+                    recorder = self._recorders(
+                        record['from_student']
+                    ).get_recorder(record['recorder'])
+                    whose = 'student' if record['from_student'] else 'teacher'
+                    found[whose] |= isinstance(recorder, LogitsRecorder)
+        return found
+
+    def check_student_is_read(self) -> None:
+        """Check that each loss can train the student.
+
+        Raises:
+            ValueError: One reads nothing of the student, or compares a record
+                with itself.
+        """
+        for name, mapping in self.loss_forward_mappings.items():
+            references = list(mapping.values())
+            # Others are logged alone. A connector that gets hold of the
+            # models may bring in the student itself.
+            if 'loss' not in name or any(map(self._holds_models, references)):
+                continue
+            records = [
+                record
+                for reference in references
+                for record in self.records_behind(reference)
+            ]
+            if not any(record['from_student'] for record in records):
+                what = 'the teacher' if records else 'labels'
+                raise ValueError(
+                    f'loss {name!r} reads {what} alone, so that it cannot '
+                    'train the student: set from_student=True in the '
+                    f'reference of one of its arguments {list(mapping)}'
+                )
+            features = [ref for ref in references if 'label' not in ref]
+            first, *others = features
+            if others and all(other == first for other in others):
+                raise ValueError(
+                    f'loss {name!r} compares the student with itself: all its '
+                    f'arguments are {dict(first)}; set from_student=False in '
+                    'what it should learn from'
+                )
+
+    def _holds_models(self, reference: dict) -> bool:
+        name = reference.get('connector')
+        kind = type(self.connectors[name]) if name else BaseConnector
+        attaches = (
+            issubclass(kind, BaseConnector)
+            and kind.attach is not BaseConnector.attach
+        )
+        return attaches or any(
+            map(self._holds_models, self._inputs_of(reference).values())
+        )
 
     # ----------------------------------------------------------- preparing
 

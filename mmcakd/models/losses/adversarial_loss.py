@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+from mmcakd.arguments import NonNegative
 from mmcakd.registry import MODELS
 
 from .pca_loss import Attended
@@ -75,7 +76,7 @@ class AdversarialLoss(nn.Module):
         self,
         discriminator: dict | nn.Module | None = None,
         saturating: bool = False,
-        loss_weight: float = 1.0,
+        loss_weight: NonNegative = 1.0,
     ) -> None:
         super().__init__()
         if discriminator is None:

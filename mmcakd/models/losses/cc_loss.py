@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from mmcakd.arguments import NonNegative
 from mmcakd.registry import MODELS
 
 from .utils import check_same_shape, full_precision
@@ -43,7 +44,7 @@ class CCLoss(nn.Module):
         tensor(25.)
     """
 
-    def __init__(self, loss_weight: float = 0.02) -> None:
+    def __init__(self, loss_weight: NonNegative = 0.02) -> None:
         super().__init__()
         self.loss_weight = loss_weight
 

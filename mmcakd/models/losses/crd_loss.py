@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from mmengine.dist import all_gather
 from torch import nn
 
+from mmcakd.arguments import NonNegative, Positive, PositiveInt, Rate
 from mmcakd.registry import MODELS
 
 from .utils import check_same_shape, full_precision
@@ -101,23 +102,13 @@ class CRDLoss(nn.Module):
 
     def __init__(
         self,
-        embed_dims: int = 128,
-        num_negatives: int = 16384,
-        temperature: float = 0.07,
-        momentum: float = 0.5,
-        loss_weight: float = 1.0,
+        embed_dims: PositiveInt = 128,
+        num_negatives: PositiveInt = 16384,
+        temperature: Positive = 0.07,
+        momentum: Rate = 0.5,
+        loss_weight: NonNegative = 1.0,
     ) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(
-                f'temperature must be positive, got {temperature}'
-            )
-        if num_negatives < 1:
-            raise ValueError(
-                f'num_negatives must be at least 1, got {num_negatives}'
-            )
-        if not 0 <= momentum < 1:
-            raise ValueError(f'momentum must be in [0, 1), got {momentum}')
         self.embed_dims = embed_dims
         self.num_negatives = num_negatives
         self.temperature = temperature

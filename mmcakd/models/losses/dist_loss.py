@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from mmcakd.arguments import NonNegative, Positive
 from mmcakd.registry import MODELS
 
 from .utils import check_same_classes, full_precision
@@ -36,8 +37,8 @@ def pearson_correlation(
 def dist_loss(
     student: torch.Tensor,
     teacher: torch.Tensor,
-    beta: float = 1.0,
-    gamma: float = 1.0,
+    beta: NonNegative = 1.0,
+    gamma: NonNegative = 1.0,
     tau: float = 1.0,
 ) -> torch.Tensor:
     """See :class:`DISTLoss`."""
@@ -91,14 +92,12 @@ class DISTLoss(nn.Module):
 
     def __init__(
         self,
-        beta: float = 1.0,
-        gamma: float = 1.0,
-        tau: float = 1.0,
-        loss_weight: float = 1.0,
+        beta: NonNegative = 1.0,
+        gamma: NonNegative = 1.0,
+        tau: Positive = 1.0,
+        loss_weight: NonNegative = 1.0,
     ) -> None:
         super().__init__()
-        if tau <= 0:
-            raise ValueError(f'tau must be positive, got {tau}')
         self.beta = beta
         self.gamma = gamma
         self.tau = tau

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmcakd.arguments import NonNegative, Positive
 from mmcakd.registry import MODELS
 
 from .utils import check_same_classes, full_precision, target_classes
@@ -84,14 +85,12 @@ class DKDLoss(nn.Module):
 
     def __init__(
         self,
-        alpha: float = 1.0,
-        beta: float = 2.0,
-        tau: float = 1.0,
-        loss_weight: float = 1.0,
+        alpha: NonNegative = 1.0,
+        beta: NonNegative = 2.0,
+        tau: Positive = 1.0,
+        loss_weight: NonNegative = 1.0,
     ) -> None:
         super().__init__()
-        if tau <= 0:
-            raise ValueError(f'tau must be positive, got {tau}')
         self.alpha = alpha
         self.beta = beta
         self.tau = tau

@@ -1,9 +1,12 @@
 """Dual-view feature mimicking of ScaleKD."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmcakd.arguments import NonNegative
 from mmcakd.registry import MODELS
 
 from ..stages import to_tokens
@@ -67,13 +70,11 @@ class DualViewLoss(nn.Module):
     """
 
     def __init__(
-        self, view: str = 'original', loss_weight: float = 1.0
+        self,
+        view: Literal['original', 'frequency'] = 'original',
+        loss_weight: NonNegative = 1.0,
     ) -> None:
         super().__init__()
-        if view not in ('original', 'frequency'):
-            raise ValueError(
-                f"view must be 'original' or 'frequency', got {view!r}"
-            )
         self.view = view
         self.loss_weight = loss_weight
 

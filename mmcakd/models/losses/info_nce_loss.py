@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from mmengine.dist import all_gather, all_reduce, get_rank, get_world_size
 from torch import nn
 
+from mmcakd.arguments import NonNegative, Positive, PositiveOrInf
 from mmcakd.registry import MODELS
 
 from .utils import check_same_shape, full_precision, pooled
@@ -94,16 +95,14 @@ class InfoNCELoss(nn.Module):
 
     def __init__(
         self,
-        tau: float = 0.07,
-        max_scale: float = 100.0,
+        tau: Positive = 0.07,
+        max_scale: PositiveOrInf = 100.0,
         symmetric: bool = False,
         gather: bool = False,
         detach_teacher: bool = True,
-        loss_weight: float = 1.0,
+        loss_weight: NonNegative = 1.0,
     ) -> None:
         super().__init__()
-        if tau <= 0:
-            raise ValueError(f'tau must be positive, got {tau}')
         if max_scale < 1 / tau:
             raise ValueError(
                 f'max_scale {max_scale} is below the scale at the start, '

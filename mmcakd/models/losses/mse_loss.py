@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmcakd.arguments import NonNegative
 from mmcakd.registry import MODELS
 
 from ..stages import to_tokens
@@ -30,7 +31,7 @@ class MSELoss(nn.Module):
         tensor(4.)
     """
 
-    def __init__(self, loss_weight: float = 1.0) -> None:
+    def __init__(self, loss_weight: NonNegative = 1.0) -> None:
         super().__init__()
         self.loss_weight = loss_weight
 

@@ -1,11 +1,14 @@
 """One-for-all distillation: soft targets with an enhanced target class."""
 
 from collections.abc import Sequence
+from numbers import Real
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmcakd.arguments import NonNegative, Positive
 from mmcakd.registry import MODELS
 
 from .utils import check_same_classes, full_precision, target_classes
@@ -91,22 +94,16 @@ class OFALoss(nn.Module):
 
     def __init__(
         self,
-        eps: float | Sequence[float] = 1.0,
-        tau: float = 1.0,
-        exponent_on: str = 'all',
-        loss_weight: float = 1.0,
+        eps: Positive | Sequence[Positive] = 1.0,
+        tau: Positive = 1.0,
+        exponent_on: Literal['all', 'target'] = 'all',
+        loss_weight: NonNegative = 1.0,
         detach_teacher: bool = True,
     ) -> None:
         super().__init__()
-        exponents = [eps] if isinstance(eps, int | float) else list(eps)
-        if not exponents or min(exponents) <= 0:
-            raise ValueError(f'eps must be positive, got {eps}')
-        if tau <= 0:
-            raise ValueError(f'tau must be positive, got {tau}')
-        if exponent_on not in ('all', 'target'):
-            raise ValueError(
-                f"exponent_on must be 'all' or 'target', got {exponent_on!r}"
-            )
+        exponents = [eps] if isinstance(eps, Real) else list(eps)
+        if not exponents:
+            raise ValueError('eps has no exponent: give one for all logits')
         self.eps = exponents
         self.tau = tau
         self.exponent_on = exponent_on

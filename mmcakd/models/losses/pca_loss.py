@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmcakd.arguments import NonNegative
 from mmcakd.registry import MODELS
 
 from .utils import check_same_shape, full_precision
@@ -68,11 +69,11 @@ class PCALoss(nn.Module):
 
     def __init__(
         self,
-        attn_weight: float = 1.0,
-        gram_weight: float = 1.0,
+        attn_weight: NonNegative = 1.0,
+        gram_weight: NonNegative = 1.0,
         average_heads: bool = False,
         scale_teacher_gram: bool = True,
-        loss_weight: float = 1.0,
+        loss_weight: NonNegative = 1.0,
     ) -> None:
         super().__init__()
         self.attn_weight = attn_weight

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmcakd.arguments import NonNegative
 from mmcakd.registry import MODELS
 
 from .utils import pooled
@@ -76,9 +77,9 @@ class RKDLoss(nn.Module):
 
     def __init__(
         self,
-        distance_weight: float = 25.0,
-        angle_weight: float = 50.0,
-        loss_weight: float = 1.0,
+        distance_weight: NonNegative = 25.0,
+        angle_weight: NonNegative = 50.0,
+        loss_weight: NonNegative = 1.0,
     ) -> None:
         super().__init__()
         self.distance_weight = distance_weight

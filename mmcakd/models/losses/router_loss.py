@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from mmengine.dist import all_reduce
 from torch import nn
 
+from mmcakd.arguments import NonNegative, PositiveInt, Rate
 from mmcakd.registry import MODELS
 
 from ..stages import to_tokens
@@ -79,24 +80,19 @@ class RouterLoss(nn.Module):
 
     def __init__(
         self,
-        anneal_iters: int,
-        num_teacher_layers: int = 4,
-        num_student_layers: int = 4,
-        entropy_weight: float = 1.0,
-        momentum: float = 0.99,
-        loss_weight: float = 1.0,
+        anneal_iters: PositiveInt,
+        num_teacher_layers: PositiveInt = 4,
+        num_student_layers: PositiveInt = 4,
+        entropy_weight: NonNegative = 1.0,
+        momentum: Rate = 0.99,
+        loss_weight: NonNegative = 1.0,
     ) -> None:
         super().__init__()
-        if anneal_iters <= 0:
-            raise ValueError(
-                f'anneal_iters must be positive, got {anneal_iters}; take '
-                'about the number of training steps'
-            )
         shape = (num_teacher_layers, num_student_layers)
-        if min(shape) < 1 or max(shape) < 2:
+        if shape == (1, 1):
             raise ValueError(
-                f'a router of {shape[0]} x {shape[1]} layers has nothing to '
-                'choose; compare a single pair by mmcakd.MSELoss'
+                'a router of 1 x 1 layers has nothing to choose; compare a '
+                'single pair by mmcakd.MSELoss'
             )
         self.anneal_iters = anneal_iters
         self.entropy_weight = entropy_weight

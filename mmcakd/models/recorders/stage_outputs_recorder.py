@@ -8,6 +8,7 @@ import torch
 from mmrazor.models.task_modules.recorder import ModuleOutputsRecorder
 from torch import nn
 
+from mmcakd.arguments import NonNegativeInt
 from mmcakd.registry import TASK_UTILS
 
 from ..stages import (
@@ -63,7 +64,7 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
 
     def __init__(
         self,
-        blocks: Sequence[int] | None = None,
+        blocks: Sequence[NonNegativeInt] | None = None,
         taps: Sequence[dict] | None = None,
         final_norm: bool = True,
         extra_tokens: bool = False,

@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmcakd.arguments import Grid, NonNegativeInt, check_on_construction
+
 Blocks = Sequence[int] | None
 #: The modules that make each of the four stages, by path, in the order they
 #: run.
 Steps = Sequence[Sequence[str]]
 
 
+@check_on_construction
 @dataclass(frozen=True)
 class Tap:
     """The output of a module, and how to read a map from it.
@@ -43,14 +46,14 @@ class Tap:
 
     source: str
     layout: str = 'NCHW'
-    extra_tokens: int = 0
+    extra_tokens: NonNegativeInt = 0
     grid_source: str | None = None
-    grid: tuple[int, int] | None = None
+    grid: Grid | None = None
     output: int = 0
     copy: bool = False
-    raw: 'Tap | None' = None
+    raw: 'Tap | dict | None' = None
     steps: Sequence[str] | None = None
-    transition: int = 0
+    transition: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         layouts = ('NCHW', 'NHWC', 'NLC')

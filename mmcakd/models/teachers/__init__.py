@@ -1,9 +1,10 @@
 from .build import build_model, read_model_cfg
 from .checkpoint import check_finite, fit_weights, load_weights
 from .reader import check_resumable, read_checkpoint, read_state_dict
-from .teacher import Teacher
+from .teacher import Precision, Teacher
 
 __all__ = [
+    'Precision',
     'Teacher',
     'build_model',
     'check_finite',

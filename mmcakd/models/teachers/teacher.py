@@ -1,7 +1,7 @@
 """The frozen teacher."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +9,16 @@ from mmengine.model import BaseModel
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmcakd.arguments import Size, check_on_construction
+
 from ..stages import Tail, build_tail
 from .normalisation import is_rgb, read_normalisation
 
+Precision = Literal['fp32', 'bf16', 'fp16']
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
 
+@check_on_construction
 class Teacher(nn.Module):
     """A frozen network that sees the student's batch.
 
@@ -66,22 +70,13 @@ class Teacher(nn.Module):
     def __init__(
         self,
         model: BaseModel,
-        mode: str = 'eval',
-        input_size: int | tuple[int, int] | None = None,
-        precision: str | None = None,
+        mode: Literal['eval', 'train'] = 'eval',
+        input_size: Size | None = None,
+        precision: Precision | None = None,
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
         super().__init__()
-        if mode not in ('eval', 'train'):
-            raise ValueError(
-                f"teacher_mode must be 'eval' or 'train', got {mode!r}"
-            )
-        if precision is not None and precision not in PRECISIONS:
-            raise ValueError(
-                f'teacher_precision must be one of {list(PRECISIONS)} or '
-                f'None, got {precision!r}'
-            )
         if isinstance(input_size, int):
             input_size = (input_size, input_size)
         self.mode = mode
@@ -174,6 +169,25 @@ class Teacher(nn.Module):
         inputs = self.adapt(inputs)
         with self._precision_context(inputs.device.type):
             return self.model(inputs, data_samples, mode=mode)
+
+    def val_step(self, data: dict) -> list:
+        """Predict a validation batch, in eval mode.
+
+        MMRazor's validation of student and teacher calls this. The batch is
+        prepared as the student's, by ``data_preprocessor``, and adapted.
+
+        Args:
+            data (dict): What the data loader gives.
+
+        Returns:
+            list: Data samples with predictions.
+        """
+        was_training = self.training
+        self.eval()
+        batch = self.data_preprocessor(data, False)
+        outputs = self(**batch, mode='predict')
+        self.train(was_training)
+        return outputs
 
     def build_tail(
         self, from_stage: int, to_stage: int = 4, blocks=None

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmcakd.arguments import Fraction, NonNegative, PositiveInt
 from mmcakd.registry import MODELS
 
 from ..teachers.normalisation import is_rgb, read_normalisation
@@ -52,7 +53,8 @@ class MultiViewGenerator(nn.Module):
         mask_size (int): Side of a square in pixels. Defaults to 16.
 
     Raises:
-        ValueError: A setting out of its range.
+        ValueError: A setting out of its range, or squares that do not fit
+            the images.
 
     Examples:
         >>> import torch
@@ -67,37 +69,21 @@ class MultiViewGenerator(nn.Module):
 
     def __init__(
         self,
-        prob: float = 0.5,
-        brightness: float = 0.4,
-        contrast: float = 0.4,
-        saturation: float = 0.4,
-        crop_scale: tuple[float, float] = (1.0, 1.0),
-        max_rotation: float = 0.0,
-        mask_ratio: float = 0.25,
-        mask_size: int = 16,
+        prob: Fraction = 0.5,
+        brightness: Fraction = 0.4,
+        contrast: Fraction = 0.4,
+        saturation: Fraction = 0.4,
+        crop_scale: tuple[Fraction, Fraction] = (1.0, 1.0),
+        max_rotation: NonNegative = 0.0,
+        mask_ratio: Fraction = 0.25,
+        mask_size: PositiveInt = 16,
     ) -> None:
         super().__init__()
-        fractions = dict(
-            prob=prob,
-            brightness=brightness,
-            contrast=contrast,
-            saturation=saturation,
-            mask_ratio=mask_ratio,
-        )
-        for name, value in fractions.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f'{name} must be in [0, 1], got {value}')
         if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
             raise ValueError(
                 f'crop_scale must be (least, largest) in (0, 1], got '
                 f'{crop_scale}'
             )
-        if max_rotation < 0:
-            raise ValueError(
-                f'max_rotation must not be negative, got {max_rotation}'
-            )
-        if mask_size < 1:
-            raise ValueError(f'mask_size must be positive, got {mask_size}')
         self.prob = prob
         self.brightness = brightness
         self.contrast = contrast
@@ -124,6 +110,30 @@ class MultiViewGenerator(nn.Module):
         mean, std = read_normalisation(preprocessor, like=self)
         self._set_colours(mean, std, is_rgb(preprocessor))
 
+    def check_image_size(self, height: int, width: int) -> None:
+        """Check that something of an image is masked, but not all of it.
+
+        Raises:
+            ValueError: A square is larger than the image, or there are so few
+                of them that none or all of them are masked.
+        """
+        count = math.prod(self._squares(height, width))
+        masked = round(self.mask_ratio * count)
+        too_large = self.mask_size > min(height, width)
+        if 0 < self.mask_ratio < 1 and (too_large or not 0 < masked < count):
+            raise ValueError(
+                f'squares of mask_size={self.mask_size} are too large for '
+                f'images of {height} x {width}: mask_ratio={self.mask_ratio} '
+                f'of {count} squares masks {masked}; set a smaller mask_size, '
+                'or mask_ratio=0 for no masking'
+            )
+
+    def _squares(self, height: int, width: int) -> tuple[int, int]:
+        """Count the rows and columns of squares on an image."""
+        return tuple(
+            math.ceil(side / self.mask_size) for side in (height, width)
+        )
+
     def _set_colours(
         self, mean: torch.Tensor, std: torch.Tensor, is_rgb: bool
     ) -> None:
@@ -145,7 +155,11 @@ class MultiViewGenerator(nn.Module):
 
         Returns:
             Tensor: The same shape.
+
+        Raises:
+            ValueError: See :meth:`check_image_size`.
         """
+        self.check_image_size(*images.shape[2:])
         chosen = _uniform(images, 0, 1) < self.prob
         with torch.autocast(images.device.type, enabled=False):
             views = self._mask(self._move(self._jitter(images)))
@@ -199,9 +213,7 @@ class MultiViewGenerator(nn.Module):
         if not self.mask_ratio:
             return images
         height, width = images.shape[2:]
-        rows, columns = (
-            math.ceil(side / self.mask_size) for side in (height, width)
-        )
+        rows, columns = self._squares(height, width)
         order = torch.rand(
             len(images), rows * columns, device=images.device
         ).argsort(1)

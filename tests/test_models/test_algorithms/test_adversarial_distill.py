@@ -603,6 +603,11 @@ def test_views_are_for_training_and_distillation_alone(build, tiny):
     assert not torch.equal(seen.images['student'], images)
 
 
+def test_squares_larger_than_the_images_are_told_before_training(build):
+    with pytest.raises(ValueError, match='mask_size=999.*64 x 64'):
+        build(view_generator=views(mask_size=999))
+
+
 def test_view_knows_how_the_batch_is_normalised(build, tiny):
     mean, std = [10.0, 20.0, 30.0], [40.0, 50.0, 60.0]
     model = build(

@@ -348,6 +348,141 @@ FAULTS = {
         change('loss_forward_mappings', 'loss_kd', student='logits'),
         ["'student' of loss 'loss_kd'", 'recorder, connector or label'],
     ),
+    'reference with a key of no meaning': (
+        change(
+            'loss_forward_mappings',
+            'loss_s4_original',
+            teacher=dict(recorder='stages', from_student=False, dataidx=3),
+        ),
+        [
+            "'teacher' of loss 'loss_s4_original'",
+            "no key 'dataidx'",
+            "did you mean 'data_idx'",
+        ],
+    ),
+    'misspelt side': (
+        change(
+            'loss_forward_mappings',
+            'loss_kd',
+            student=dict(recorder='logits', from_studnet=True),
+        ),
+        ["no key 'from_studnet'", "did you mean 'from_student'"],
+    ),
+    'side that is no truth value': (
+        change(
+            'loss_forward_mappings',
+            'loss_kd',
+            student=dict(recorder='logits', from_student='True'),
+        ),
+        ['from_student should be True or False', "'True' (str)"],
+    ),
+    'stage as a string': (
+        change(
+            'connectors',
+            's3_original',
+            inputs=dict(feature=STAGE | dict(data_idx='2')),
+        ),
+        [
+            "'feature' of connector 's3_original'",
+            "data_idx should be a whole number or None, but got '2' (str)",
+        ],
+    ),
+    'stage as a truth value': (
+        change(
+            'connectors', 's3_original', shape_like=STAGE | dict(data_idx=True)
+        ),
+        ["'shape_like' of connector 's3_original'", 'True (bool)'],
+    ),
+    'connector by number': (
+        change(
+            'loss_forward_mappings',
+            'loss_s4_original',
+            student=dict(connector=4),
+        ),
+        ['connector should be a string, but got 4 (int)'],
+    ),
+    'record index of a connector': (
+        change(
+            'loss_forward_mappings',
+            'loss_s4_original',
+            student=dict(connector='s4_original', record_idx=0),
+        ),
+        ["'connector' has no key 'record_idx'", 'connector_idx'],
+    ),
+    'stage of a label': (
+        change(
+            'loss_forward_mappings',
+            'loss_kd',
+            student=dict(label='hard', data_idx=0),
+        ),
+        ["'label' has no key 'data_idx'", 'it has label'],
+    ),
+    'empty reference': (
+        change('loss_forward_mappings', 'loss_kd', teacher=None),
+        ["'teacher' of loss 'loss_kd'", 'got None'],
+    ),
+    'list of inputs': (
+        change('connectors', 's3_original', inputs=[STAGE]),
+        ["connector 's3_original'", 'inputs should be a dict', '(list)'],
+    ),
+    'list of arguments': (
+        lambda d: d['loss_forward_mappings'].update(loss_kd=[LOGITS, LOGITS]),
+        ["loss_forward_mappings['loss_kd'] should be a dict", '(list)'],
+    ),
+    'name in place of a recorder': (
+        lambda d: d['student_recorders'].update(logits='mmcakd.Logits'),
+        ["student_recorders['logits'] should be a dict", '(str)'],
+    ),
+    'misspelt part of the distiller': (
+        lambda d: d.update(distill_loss=d.pop('distill_losses')),
+        ["no argument 'distill_loss'", "did you mean 'distill_losses'"],
+    ),
+    'loss of the teacher alone': (
+        change(
+            'loss_forward_mappings',
+            'loss_kd',
+            student=dict(recorder='logits', from_student=False),
+        ),
+        [
+            "'loss_kd' reads the teacher alone",
+            'set from_student=True',
+            "['student', 'teacher']",
+        ],
+    ),
+    'connector of the teacher alone': (
+        lambda d: [
+            d['connectors'].update(
+                own=dict(
+                    type='mmcakd.FitNetConnector',
+                    inputs=dict(feature=STAGE | dict(from_student=False)),
+                    shape_like=STAGE | dict(from_student=False),
+                )
+            ),
+            d['distill_losses'].update(
+                loss_own=dict(type='mmcakd.DualViewLoss')
+            ),
+            d['loss_forward_mappings'].update(
+                loss_own=dict(
+                    student=dict(connector='own'),
+                    teacher=STAGE | dict(from_student=False),
+                )
+            ),
+        ],
+        ["'loss_own' reads the teacher alone"],
+    ),
+    'loss of labels alone': (
+        change(
+            'loss_forward_mappings',
+            'loss_kd',
+            student=dict(label='soft'),
+            teacher=dict(label='hard'),
+        ),
+        ["'loss_kd' reads labels alone"],
+    ),
+    'student compared with itself': (
+        change('loss_forward_mappings', 'loss_kd', teacher=LOGITS),
+        ["'loss_kd' compares the student with itself", 'from_student=False'],
+    ),
     'unknown kind of label': (
         change('loss_forward_mappings', 'loss_kd', student=dict(label='one')),
         ["'hard', 'soft'", "'one'"],
@@ -414,6 +549,22 @@ FAULTS = {
             fc=dict(type='ModuleOutputs', source='head.fcc'),
         ),
         ['teacher_recorders.fc', "'head.fcc'", "'head.fc'"],
+    ),
+    'misspelt part of a tap': (
+        change(
+            'student_recorders',
+            'stages',
+            taps=[dict(sorce=f'backbone.layer{i}') for i in (1, 2, 3, 4)],
+        ),
+        ["Tap has no argument 'sorce'", "did you mean 'source'"],
+    ),
+    'unknown layout of a tap': (
+        change(
+            'student_recorders',
+            'stages',
+            taps=[dict(source='backbone', layout='NWHC')] * 4,
+        ),
+        ["tap 'backbone'", "'NWHC'", "'NHWC', 'NLC'"],
     ),
     'blocks that make no stages': (
         change('student_recorders', 'stages', taps=[dict(source='backbone')]),

@@ -515,7 +515,9 @@ def test_autocast_comes_close_to_full_precision(student, teacher, assemble):
 
 
 def test_unknown_first_is_refused():
-    with pytest.raises(ValueError, match="'student' or 'teacher', got 'both'"):
+    with pytest.raises(
+        ValueError, match="'student' or 'teacher', but got 'both'"
+    ):
         AssistantConnector(first='both')
 
 

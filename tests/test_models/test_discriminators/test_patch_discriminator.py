@@ -50,6 +50,8 @@ def test_what_does_not_fit_is_named():
         discriminator(torch.rand(2, 3, 32, 32))
     with pytest.raises(ValueError, match=r'maps.*\(2, 32\)'):
         discriminator(torch.rand(2, 32))
-    with pytest.raises(ValueError, match='num_layers must be positive'):
+    with pytest.raises(
+        ValueError, match='num_layers should be a positive whole'
+    ):
         PatchDiscriminator(num_layers=0)
     PatchDiscriminator(1, base_channels=4, num_layers=1)(torch.rand(1, 6, 6))

@@ -589,19 +589,27 @@ def test_statistic_without_gradient_is_no_error(build, tiny):
     assert total.item() == pytest.approx(expected.item())
 
 
-def test_loss_of_the_teacher_alone_is_refused(build, tiny):
-    model = build(
+def test_loss_of_the_teacher_alone_is_refused(tiny):
+    distiller = dict(
+        student_recorders=tiny.recorders(),
+        teacher_recorders=tiny.recorders(),
         distill_losses=dict(loss_kd=dict(type=Sum)),
         loss_forward_mappings=dict(
             loss_kd=dict(
                 first=tiny.record('logits', False),
-                second=tiny.record('logits', False),
+                second=tiny.record('stages', False, 3),
             )
         ),
     )
+    with pytest.raises(ValueError, match='loss_kd.*reads the teacher alone'):
+        tiny.build_distillation(distiller=distiller)
+    # As where only connectors are trained.
+    model = tiny.build_distillation(
+        distiller=distiller, student_trainable=False
+    )
     with pytest.raises(RuntimeError, match='loss_kd depends on nothing'):
         model.train()(*tiny.batch(), mode='loss')
-    # Where nothing is trained there is nothing to say.
+    # Without a gradient there is nothing to say.
     model.eval()(*tiny.batch(), mode='loss')
     with torch.no_grad():
         model.train()(*tiny.batch(), mode='loss')

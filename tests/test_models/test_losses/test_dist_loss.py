@@ -155,5 +155,5 @@ def test_other_class_counts_are_refused():
 
 @pytest.mark.parametrize('tau', [0.0, -1.0])
 def test_temperature_must_be_positive(tau):
-    with pytest.raises(ValueError, match='tau must be positive'):
+    with pytest.raises(ValueError, match='tau should be a positive number'):
         DISTLoss(tau=tau)

@@ -179,5 +179,5 @@ def test_a_single_class_is_refused():
 
 @pytest.mark.parametrize('tau', [0.0, -1.0])
 def test_temperature_must_be_positive(tau):
-    with pytest.raises(ValueError, match='tau must be positive'):
+    with pytest.raises(ValueError, match='tau should be a positive number'):
         DKDLoss(tau=tau)

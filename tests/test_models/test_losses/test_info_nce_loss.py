@@ -306,8 +306,8 @@ def test_tokens_are_refused():
 @pytest.mark.parametrize(
     ('arguments', 'named'),
     [
-        (dict(tau=0.0), 'tau must be positive'),
-        (dict(tau=-1.0), 'tau must be positive'),
+        (dict(tau=0.0), 'tau should be a positive number'),
+        (dict(tau=-1.0), 'tau should be a positive number'),
         (dict(tau=0.005), 'max_scale 100.0 is below .* 200'),
         (dict(max_scale=10.0), 'raise max_scale or tau'),
     ],

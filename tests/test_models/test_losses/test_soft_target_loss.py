@@ -119,8 +119,8 @@ def test_other_class_counts_are_refused():
     ('arguments', 'named'),
     [
         (dict(mode='mse'), "'ce' or 'kl'"),
-        (dict(tau=0.0), 'tau must be positive'),
-        (dict(tau=-1.0), 'tau must be positive'),
+        (dict(tau=0.0), 'tau should be a positive number'),
+        (dict(tau=-1.0), 'tau should be a positive number'),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(arguments, named):

@@ -98,8 +98,8 @@ def test_nothing_is_saved_for_backward(make, tiny, kind):
 @pytest.mark.parametrize(
     ('option', 'named'),
     [
-        (dict(mode='frozen'), r"teacher_mode.*'eval' or 'train'.*'frozen'"),
-        (dict(precision='int8'), "teacher_precision.*bf16.*'int8'"),
+        (dict(mode='frozen'), r"mode.*'eval' or 'train'.*'frozen'"),
+        (dict(precision='int8'), "precision.*bf16.*'int8'"),
     ],
 )
 def test_unknown_options_are_refused(make, option, named):

@@ -289,6 +289,22 @@ def test_every_square_is_masked_at_some_time():
     assert torch.allclose(rate, torch.full((24, 32), 0.25), atol=0.09)
 
 
+@pytest.mark.parametrize(
+    ('mask_size', 'ratio', 'masks'),
+    # Larger than the image; none of 6 squares; both of 2.
+    [(999, 0.6, 1), (40, 0.05, 0), (48, 0.8, 2)],
+)
+def test_squares_that_mask_nothing_or_all_are_named(mask_size, ratio, masks):
+    made = generator(mask_size=mask_size, mask_ratio=ratio)
+    batch = images(height=48, width=90 if mask_size == 40 else 80)
+    with pytest.raises(ValueError, match=f'mask_size={mask_size}.*48 x') as e:
+        made(batch)
+    assert f'masks {masks};' in str(e.value)
+    # All and nothing may be meant.
+    for meant in (0, 1):
+        generator(mask_size=mask_size, mask_ratio=meant)(batch)
+
+
 # ----------------------------------------------------------------------- other
 
 
