@@ -4,9 +4,9 @@
     python tools/foreign_tests/run.py mmpretrain --tests CHECKOUT/tests
     python tools/foreign_tests/run.py mmrazor tests/test_models -k distill
 
-What is known to fail, and why, stands in a text file for each suite beside
-this one; a failure that does not is new and makes the exit code 1. Arguments
-that are not described below are pytest's, with paths as in the suite.
+What is known to fail, and why, stands in SUITE.txt beside this file, if there
+is one; a failure that does not is new and makes the exit code 1. Arguments that
+are not described below are pytest's, with paths as in the suite.
 """
 
 import argparse
@@ -171,7 +171,9 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
 
 def main() -> int:
     args, rest = parse_args()
-    known = read_known(args.known or LISTS / f'{args.suite}.txt')
+    known = {}
+    if args.known or (LISTS / f'{args.suite}.txt').exists():
+        known = read_known(args.known or LISTS / f'{args.suite}.txt')
     if not args.without_mmcakd:
         import mmcakd  # noqa: F401
     outcomes = Outcomes()
