@@ -5,8 +5,8 @@
     python tools/foreign_tests/run.py mmrazor tests/test_models -k distill
 
 What is known to fail, and why, stands in SUITE.txt beside this file, if there
-is one; a failure that does not is new and makes the exit code 1. Arguments that
-are not described below are pytest's, with paths as in the suite.
+is one; a failure that does not is new and makes the exit code 1. Arguments
+that are not described below are pytest's, with paths as in the suite.
 """
 
 import argparse
