@@ -1,9 +1,6 @@
 """The accuracy of an assistant on the validation set."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,6 @@ import mmcakd
 from mmcakd.engine import AssistantAccuracyHook
 from mmcakd.models.stages import build_tail, to_tokens
 
-WORKER = Path(__file__).with_name('ddp_worker.py')
 ROOT = Path(mmcakd.__file__).parents[1]
 METHODS = ROOT / 'configs' / '_base_' / 'methods'
 HOOK = dict(type='mmcakd.AssistantAccuracyHook', topk=(1, 2))
@@ -190,14 +186,16 @@ def test_validation_in_half_precision(make_cfg):
 # ---------------------------------------------------------------- processes
 
 
-def test_two_processes_rate_every_image_once(make_cfg, tiny, tmp_path):
+def test_two_processes_rate_every_image_once(
+    make_cfg, tiny, tmp_path, train_in_processes, read_states
+):
     distiller = Config.fromfile(METHODS / 'tas.py').distiller.to_dict()
     teacher = tiny.classifier(tiny.swin())
     torch.save(
         dict(state_dict=tiny.build(teacher).state_dict()), tmp_path / 't.pth'
     )
 
-    def make(name, **kwargs):
+    def make(name):
         cfg = make_cfg(
             name,
             model=tiny.distillation(
@@ -210,41 +208,17 @@ def test_two_processes_rate_every_image_once(make_cfg, tiny, tmp_path):
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
             param_scheduler=None,
             default_hooks=dict(checkpoint=None),
-            **kwargs,
         )
         cfg.train_dataloader.dataset.indices = 4
         # Nine of the images, so that one is seen by both processes.
         cfg.val_dataloader.dataset.indices = list(range(1, 10))
         return cfg
 
-    class Keep(Hook):
-        def after_val_epoch(self, runner, metrics=None):
-            self.metrics = dict(metrics)
-
-    alone = Keep()
-    runner = Runner.from_cfg(make('one'))
-    runner.register_hook(alone, priority='LOWEST')
-    runner.train()
-
-    config = tmp_path / 'two.py'
-    make('two', launcher='pytorch').dump(config)
-    command = [sys.executable, '-W', 'ignore']
-    command += ['-m', 'torch.distributed.run', '--standalone']
-    command += ['--nproc-per-node', '2', WORKER, config, tmp_path / 'two']
-    path = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
-    done = subprocess.run(
-        command,
-        env={**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
-    for rank in range(2):
-        metrics = torch.load(tmp_path / f'two_rank{rank}_metrics.pth')
-        assert set(KEYS) < set(metrics)
-        assert metrics == pytest.approx(alone.metrics)
+    train_in_processes(one=(make('one'), 1), two=(make('two'), 2))
+    (alone,) = read_states('one', 1, 'metrics')
+    assert set(KEYS) < set(alone)
+    for metrics in read_states('two', 2, 'metrics'):
+        assert metrics == pytest.approx(alone)
 
 
 # ------------------------------------------------------------------- errors
