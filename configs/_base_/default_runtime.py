@@ -10,6 +10,8 @@ default_hooks = dict(
     seed=dict(type='mmcakd.SeedByEpochHook'),
     # Losses with a memory learn what the training set holds.
     training_set=dict(type='mmcakd.TrainingSetHook'),
+    # Losses that outweigh the labels, and a warm-up longer than training.
+    recipe=dict(type='mmcakd.RecipeCheckHook'),
     # At the end, the student alone becomes a plain MMPretrain checkpoint.
     export=dict(type='mmcakd.ExportStudentHook'),
 )
