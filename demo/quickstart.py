@@ -42,6 +42,7 @@ matplotlib.use('Agg')
 warnings.simplefilter('ignore')
 from matplotlib import pyplot  # noqa: E402
 
+from mmcakd.engine import rescale_epochs  # noqa: E402
 from mmcakd.utils import (  # noqa: E402
     Command,
     FolderLock,
@@ -145,16 +146,7 @@ def configure(
     if 'teacher_ckpt' in cfg.model:
         cfg.model.teacher_ckpt = str(ROOT / cfg.model.teacher_ckpt)
     if args.epochs is not None:
-        warmup, cosine = cfg.param_scheduler
-        warmup.end = cosine.begin = round(
-            warmup.end * args.epochs / cfg.train_cfg.max_epochs
-        )
-        cosine.end = cfg.train_cfg.max_epochs = args.epochs
-        cosine.T_max = cosine.end - cosine.begin
-        if not warmup.end:
-            cfg.param_scheduler = [cosine]
-        interval = min(cfg.train_cfg.val_interval, args.epochs)
-        cfg.train_cfg.val_interval = interval
+        rescale_epochs(cfg, args.epochs)
     return cfg
 
 

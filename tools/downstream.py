@@ -119,10 +119,11 @@ def start_processes(cfg: Config, launcher: str) -> None:
     cfg.launcher = launcher
     if launcher == 'none':
         return  # MMEngine itself reverts synchronised BatchNorm
+    reverted = get_device() == 'cpu' and revert_sync_bn(cfg)
     prepare_cpu_launcher(cfg)
     if not is_distributed():
         init_dist(launcher, **cfg.get('env_cfg', {}).get('dist_cfg', {}))
-    if get_device() == 'cpu' and revert_sync_bn(cfg):
+    if reverted:
         say('BatchNorm is not synchronised: each process has its own')
 
 

@@ -14,6 +14,8 @@ default_hooks = dict(
     non_finite=dict(type='mmcakd.NonFiniteHook'),
     # A run that is told to stop saves its state and says how to go on.
     stop=dict(type='mmcakd.CleanStopHook'),
+    # Losses that outweigh the labels, and a warm-up longer than training.
+    recipe=dict(type='mmcakd.RecipeCheckHook'),
     # At the end, the student alone becomes a plain MMPretrain checkpoint.
     export=dict(type='mmcakd.ExportStudentHook'),
 )

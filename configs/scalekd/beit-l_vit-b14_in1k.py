@@ -23,3 +23,5 @@ model = dict(
 optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys={'.pos_embed': dict(decay_mult=0.0)})
 )
+
+custom_hooks = []  # no EMA

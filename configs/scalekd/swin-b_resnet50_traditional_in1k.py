@@ -1,5 +1,5 @@
 _base_ = [
-    '../_base_/students/resnet50.py',
+    '../_base_/students/resnet50_syncbn.py',
     '../_base_/teachers/swin-b.py',
     '../_base_/methods/scalekd.py',
     'mmpretrain::_base_/datasets/imagenet_bs32.py',
@@ -21,5 +21,3 @@ model = dict(
     student_loss_weight=0.5,
     distiller=_base_.distiller,
 )
-
-sync_bn = 'torch'  # in the distributed runs

@@ -2,8 +2,8 @@ _base_ = [
     '../_base_/students/mixer-b16.py',
     '../_base_/teachers/swin-l.py',
     '../_base_/methods/scalekd_8heads.py',
-    '../_base_/datasets/imagenet_bs128_randaug-m9_erase.py',
-    '../_base_/schedules/imagenet_bs1024_adamw_300e.py',
+    '../_base_/datasets/imagenet_bs192_randaug-m12_erase.py',
+    '../_base_/schedules/imagenet_bs1536_adamw_300e.py',
     '../_base_/default_runtime.py',
 ]
 

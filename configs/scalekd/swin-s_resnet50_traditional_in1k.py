@@ -1,5 +1,5 @@
 _base_ = [
-    '../_base_/students/resnet50.py',
+    '../_base_/students/resnet50_syncbn.py',
     '../_base_/teachers/swin-s.py',
     '../_base_/methods/scalekd.py',
     'mmpretrain::_base_/datasets/imagenet_bs32.py',
@@ -29,5 +29,3 @@ model = dict(
     student_loss_weight=1.0,
     distiller=_base_.distiller,
 )
-
-sync_bn = 'torch'  # in the distributed runs

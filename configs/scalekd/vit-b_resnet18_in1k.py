@@ -13,11 +13,6 @@ _base_.distiller.connectors.s3_frequency.update(num_heads=12, kappa=1.0)
 _base_.distiller.connectors.s4_original.update(num_heads=12, kappa=1.0)
 _base_.distiller.connectors.s4_frequency.update(num_heads=12, kappa=1.0)
 
-_base_.distiller.distill_losses.loss_s3_original.loss_weight = 0.02
-_base_.distiller.distill_losses.loss_s4_original.loss_weight = 0.02
-_base_.distiller.distill_losses.loss_s3_frequency.loss_weight = 0.015
-_base_.distiller.distill_losses.loss_s4_frequency.loss_weight = 0.015
-
 model = dict(
     type='mmcakd.CrossArchDistill',
     architecture=_base_.student,

@@ -5,6 +5,8 @@ _base_ = [
 
 model = dict(distiller=_base_.distiller)
 
+_base_.param_scheduler[0].start_factor = 1e-4 / 0.1
+
 optim_wrapper = dict(
     # OFA-KD's for this pair; that it is TAS's as well is our reading.
     optimizer=dict(lr=0.1),

@@ -9,6 +9,8 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
 
+from mmcakd.utils.downstream import revert_sync_bn
+
 
 def parse_run_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Add what every tool that runs a config takes, and parse.
@@ -44,8 +46,8 @@ def prepare_cpu_launcher(cfg: Config) -> None:
 
     MMEngine's ``init_dist`` asks for a CUDA device and its wrapper hands one
     to DDP. Where there is none, start the gloo backend before the Runner
-    does, and wrap the model without a device. Nothing is done with an
-    accelerator or without a launcher.
+    does, and wrap the model without a device. BatchNorm is not synchronised
+    there. Nothing is done with an accelerator or without a launcher.
 
     Args:
         cfg (Config): Changed in place if its ``launcher`` is not
@@ -53,7 +55,8 @@ def prepare_cpu_launcher(cfg: Config) -> None:
     """
     if cfg.get('launcher', 'none') == 'none' or get_device() != 'cpu':
         return
-    if cfg.pop('sync_bn', None):
+    named = revert_sync_bn(cfg)
+    if cfg.pop('sync_bn', None) or named:
         print_log(
             'Synchronised BatchNorm works on accelerators only; each process '
             'normalises by its own batch',

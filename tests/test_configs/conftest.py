@@ -1,8 +1,9 @@
 """Data sets of two images, and what a config does with them."""
 
+import copy
 import hashlib
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import init_default_scope
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from PIL import Image
@@ -102,6 +104,52 @@ def build_pair() -> Callable[..., nn.Module]:
     return build
 
 
+def all_transforms(pipeline: list) -> Iterator[dict]:
+    """Transforms of a pipeline, with those that chance chooses from."""
+    for step in pipeline:
+        yield step
+        for choice in step.get('transforms', ()):
+            yield from all_transforms(choice)
+
+
+def compute_learning_rates(
+    cfg: Config, epoch_length: int = 4
+) -> list[list[float]]:
+    """The learning rate of every step of every epoch.
+
+    Schedulers are built by the runner and stepped as its hook does.
+    """
+    init_default_scope('mmpretrain')
+    optim = build_optim_wrapper(nn.Linear(1, 1), cfg.optim_wrapper)
+    schedulers = []
+    for scheduler in copy.deepcopy(cfg.param_scheduler):
+        scheduler.setdefault('end', cfg.train_cfg.max_epochs)
+        schedulers.append(
+            PARAM_SCHEDULERS.build(
+                scheduler,
+                default_args=dict(optimizer=optim, epoch_length=epoch_length),
+            )
+        )
+    rates = []
+    for _ in range(cfg.train_cfg.max_epochs):
+        rates.append([])
+        for _ in range(epoch_length):
+            rates[-1].append(optim.param_groups[0]['lr'])
+            for scheduler in schedulers:
+                if not scheduler.by_epoch:
+                    scheduler.step()
+        for scheduler in schedulers:
+            if scheduler.by_epoch:
+                scheduler.step()
+    return rates
+
+
+@pytest.fixture(scope='session')
+def learning_rates() -> Callable[..., list[list[float]]]:
+    """The learning rate of every step of every epoch."""
+    return compute_learning_rates
+
+
 @pytest.fixture
 def shrink(data_root) -> Callable[[Config], None]:
     """Give a config two small images, and no checkpoint of a teacher."""
@@ -126,9 +174,11 @@ def shrink(data_root) -> Callable[[Config], None]:
             loader = cfg[f'{split}_dataloader']
             loader.update(batch_size=2, num_workers=0)
             loader.dataset.data_root = data_root(loader.dataset.type)
-            for step in loader.dataset.pipeline:
-                if step.type == 'RandomResizedCrop':
+            for step in all_transforms(loader.dataset.pipeline):
+                if step.type in ('RandomResizedCrop', 'ResizeEdge'):
                     step.scale = PIXELS
+                elif step.type == 'CenterCrop':
+                    step.crop_size = PIXELS
                 elif step.type == 'Resize':
                     step.scale = (PIXELS, PIXELS)
         cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None

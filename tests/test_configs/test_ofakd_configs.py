@@ -13,8 +13,9 @@ from mmengine.config import Config
 from mmengine.fileio import load
 from mmengine.hooks import EMAHook
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from timm.models import get_pretrained_cfg
 from torch import nn
 
 from mmcakd.models.teachers import build_model, load_weights
@@ -23,20 +24,20 @@ from mmcakd.utils import export_student
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
 CIFAR_CNN = dict(
-    optimizer='SGD', lr=0.05, last_lr=1e-3, weight_decay=2e-3, warmup=3,
-    epochs=300, batch=1024, clip=None, ema=None, strong=False,
+    optimizer='SGD', lr=0.05, first_lr=1e-4, last_lr=1e-3, weight_decay=2e-3,
+    warmup=3, epochs=300, batch=1024, clip=None, ema=None, strong=False,
 )  # fmt: skip
 CIFAR_TOKENS = dict(
-    optimizer='AdamW', lr=5e-4, last_lr=1e-5, weight_decay=0.05, warmup=20,
-    epochs=300, batch=1024, clip=5.0, ema=None, strong=True,
+    optimizer='AdamW', lr=5e-4, first_lr=5e-7, last_lr=1e-5, weight_decay=0.05,
+    warmup=20, epochs=300, batch=1024, clip=5.0, ema=None, strong=True,
 )  # fmt: skip
 IN1K_CNN = dict(
-    optimizer='SGD', lr=0.1, last_lr=1e-4, weight_decay=1e-4, warmup=3,
-    epochs=100, batch=512, clip=None, ema=None, strong=False,
+    optimizer='SGD', lr=0.1, first_lr=1e-4, last_lr=1e-4, weight_decay=1e-4,
+    warmup=3, epochs=100, batch=512, clip=None, ema=None, strong=False,
 )  # fmt: skip
 IN1K_TOKENS = dict(
-    optimizer='AdamW', lr=5e-4, last_lr=1e-6, weight_decay=0.05, warmup=20,
-    epochs=300, batch=1024, clip=5.0, ema=0.99996, strong=True,
+    optimizer='AdamW', lr=5e-4, first_lr=5e-7, last_lr=1e-6, weight_decay=0.05,
+    warmup=20, epochs=300, batch=1024, clip=5.0, ema=0.99996, strong=True,
 )  # fmt: skip
 
 
@@ -192,36 +193,6 @@ def write(path: Path, code: str) -> Path:
 # ----------------------------------------------------------------- recipes
 
 
-def learning_rates(cfg: Config, epoch_length: int = 4) -> list[list[float]]:
-    """The learning rate of every step of every epoch.
-
-    Schedulers are built by the runner and stepped as its hook does.
-    """
-    init_default_scope('mmpretrain')
-    optim = build_optim_wrapper(nn.Linear(1, 1), cfg.optim_wrapper)
-    schedulers = []
-    for scheduler in copy.deepcopy(cfg.param_scheduler):
-        scheduler.setdefault('end', cfg.train_cfg.max_epochs)
-        schedulers.append(
-            PARAM_SCHEDULERS.build(
-                scheduler,
-                default_args=dict(optimizer=optim, epoch_length=epoch_length),
-            )
-        )
-    rates = []
-    for _ in range(cfg.train_cfg.max_epochs):
-        rates.append([])
-        for _ in range(epoch_length):
-            rates[-1].append(optim.param_groups[0]['lr'])
-            for scheduler in schedulers:
-                if not scheduler.by_epoch:
-                    scheduler.step()
-        for scheduler in schedulers:
-            if scheduler.by_epoch:
-                scheduler.step()
-    return rates
-
-
 @every_config
 def test_recipe_is_the_published_one(name):
     cfg, expected = read_config(name), PAIRS[name]['recipe']
@@ -251,8 +222,17 @@ def test_recipe_is_the_published_one(name):
     pipeline = {
         step.type: step for step in cfg.train_dataloader.dataset.pipeline
     }
-    crop = pipeline['RandomResizedCrop']
-    assert (crop.scale, crop.interpolation) == (224, 'bicubic')
+    if classes == 100:
+        crops = [crop for (crop,) in pipeline['RandomChoice'].transforms]
+        assert 'prob' not in pipeline['RandomChoice']
+    else:
+        crops = [pipeline['RandomResizedCrop']]
+    assert {(crop.type, crop.scale) for crop in crops} == {
+        ('RandomResizedCrop', 224)
+    }
+    assert [crop.interpolation for crop in crops] == (
+        ['bilinear', 'bicubic'] if classes == 100 else ['bicubic']
+    )
     assert pipeline['RandomFlip'].prob == 0.5
     augments = (cfg.model.architecture.get('train_cfg') or {}).get('augments')
     if expected['strong']:
@@ -278,12 +258,40 @@ def test_recipe_is_the_published_one(name):
     assert cfg.model.get('student_loss_weight', 1) == 1
 
 
+@pytest.mark.parametrize('name', CIFAR_PAIRS)
+def test_cifar_is_evaluated_as_timm_does(name):
+    """Bilinearly, on the central part that timm has for the student."""
+    cfg = read_config(name)
+    _, student, _ = split_name(name)
+    crop_pct = dict(
+        resnet18='resnet18.tv_in1k',
+        mobilenetv2='mobilenetv2_100',
+        resmlp='resmlp_12_224',
+        deit='deit_tiny_patch16_224',
+        swin='swin_tiny_patch4_window7_224',
+    )[student.partition('-')[0]]
+    crop_pct = get_pretrained_cfg(crop_pct).crop_pct
+    assert cfg.test_dataloader == cfg.val_dataloader
+    resize, crop, _ = cfg.val_dataloader.dataset.pipeline
+    assert (resize.type, resize.edge) == ('ResizeEdge', 'short')
+    assert resize.interpolation == 'bilinear'
+    assert resize.scale == math.floor(224 / crop_pct)
+    assert (crop.type, crop.crop_size) == ('CenterCrop', 224)
+
+
+@pytest.mark.parametrize('name', [n for n in PAIRS if '_swin-' in n])
+def test_stochastic_depth_of_swin_students(name):
+    backbone = read_config(name).model.architecture.backbone
+    expected = 0.0 if '_swin-n_' in name else 0.1
+    assert backbone.drop_path_rate == expected
+
+
 @every_config
-def test_learning_rate_takes_its_course(name):
+def test_learning_rate_takes_its_course(name, learning_rates):
     cfg, expected = read_config(name), PAIRS[name]['recipe']
     rates = learning_rates(cfg)
     warmup = expected['warmup']
-    assert rates[0][0] == pytest.approx(expected['lr'] / 1000)
+    assert rates[0][0] == pytest.approx(expected['first_lr'])
     assert rates[warmup][0] == pytest.approx(expected['lr'])
     assert max(map(max, rates)) == rates[warmup][0]
     rising = sum(rates[:warmup], [])
@@ -380,6 +388,8 @@ def test_cifar_teacher_is_what_its_own_config_trains(name):
     # They agree about the images.
     pair_cfg = read_config(name)
     assert cfg.data_preprocessor == pair_cfg.data_preprocessor
+    for cfg_of in (cfg, pair_cfg):
+        cfg_of.val_dataloader.dataset.pop('pipeline')
     assert cfg.val_dataloader == pair_cfg.val_dataloader
 
 

@@ -11,21 +11,34 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmcakd.models.teachers import build_model
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'scalekd'
 
 STEP = dict(
     optimizer='SGD', lr=0.1, weight_decay=1e-4, warmup=0, epochs=100,
     batch=256, clip=None, ema=None, randaug=None, erase=None,
+    decays_norms=True,
 )  # fmt: skip
 LAMB = dict(
     optimizer='Lamb', lr=5e-3, weight_decay=0.02, warmup=5, epochs=300,
-    batch=2048, clip=5.0, ema=None, randaug=7, erase=0.25,
+    batch=2048, clip=5.0, ema=None, randaug=(7, 8), erase=0.25,
+    decays_norms=True,
 )  # fmt: skip
 ADAMW = dict(
     optimizer='AdamW', lr=1e-3, weight_decay=0.05, warmup=20, epochs=300,
-    batch=1024, clip=5.0, ema=1e-4, randaug=9, erase=0.25,
+    batch=1024, clip=5.0, ema=1e-4, randaug=(9, 10), erase=0.25,
+    decays_norms=False,
+)  # fmt: skip
+MIXER = dict(
+    optimizer='AdamW', lr=7e-4, weight_decay=0.067, warmup=20, epochs=300,
+    batch=1536, clip=1.0, ema=None, randaug=(12, 15), erase=0.25,
+    decays_norms=True,
 )  # fmt: skip
 
 SWIN_S = ('swin-small', 'swin_small_patch4_window7_224-')
@@ -78,9 +91,9 @@ PAIRS = {
         kappa=1.0, norm='LN2d',
     ),
     'swin-l_mixer-s': pair(
-        ADAMW, SWIN_L, (((512, 14), (512, 14)), L_TEACHER), (8, 8)
+        MIXER, SWIN_L, (((512, 14), (512, 14)), L_TEACHER), (8, 8)
     ),
-    'swin-l_mixer-b': pair(ADAMW, SWIN_L, (VIT_B16, L_TEACHER), (8, 8)),
+    'swin-l_mixer-b': pair(MIXER, SWIN_L, (VIT_B16, L_TEACHER), (8, 8)),
     'swin-l_vit-s': pair(
         ADAMW, SWIN_L, (((384, 14), (384, 14)), L_TEACHER), (8, 8)
     ),
@@ -93,11 +106,11 @@ PAIRS = {
         kappa=0.2, weights=BEIT_WEIGHTS,
     ),
     'beit-l_mixer-b14': pair(
-        ADAMW, BEIT_L, (VIT_B14, BEIT_TEACHER), (8, 8),
+        MIXER, BEIT_L, (VIT_B14, BEIT_TEACHER), (8, 8),
         kappa=1.0, weights=BEIT_WEIGHTS,
     ),
     'beit-l_vit-b14': pair(
-        ADAMW, BEIT_L, (VIT_B14, BEIT_TEACHER), (8, 8),
+        ADAMW | dict(ema=None), BEIT_L, (VIT_B14, BEIT_TEACHER), (8, 8),
         kappa=1.0, weights=BEIT_WEIGHTS,
     ),
     # traditional
@@ -116,7 +129,7 @@ PAIRS = {
     | dict(recipe=LAMB | dict(epochs=600)),
     'vit-b_resnet18': pair(
         STEP, DEIT_B, (((256, 14), (512, 7)), VIT_B16), (12, 12),
-        kappa=1.0, weights=(0.02, 0.015, 0.02, 0.015),
+        kappa=1.0,
     ),
 }  # fmt: skip
 VIEWS = ('s3_original', 's3_frequency', 's4_original', 's4_frequency')
@@ -157,6 +170,7 @@ def test_recipe_is_the_published_one(name):
     ]
     ema = [h for h in cfg.get('custom_hooks', []) if h.type == 'EMAHook']
     optim = cfg.optim_wrapper
+    randaug = pipeline.get('RandAugment')
     clip = optim.get('clip_grad')
     found = dict(
         optimizer=optim.optimizer.type,
@@ -167,10 +181,16 @@ def test_recipe_is_the_published_one(name):
         batch=8 * cfg.train_dataloader.batch_size,
         clip=clip and clip.max_norm,
         ema=ema[0].momentum if ema else None,
-        randaug=pipeline.get('RandAugment', {}).get('magnitude_level'),
+        randaug=randaug
+        and (randaug['magnitude_level'], randaug['total_level']),
         erase=pipeline.get('RandomErasing', {}).get('erase_prob'),
+        decays_norms=optim.get('paramwise_cfg', {}).get('norm_decay_mult', 1)
+        == 1,
     )
     assert found == expected
+    if randaug:
+        assert randaug.policies == 'timm_increasing'
+        assert (randaug.num_policies, randaug.magnitude_std) == (2, 0.5)
     assert cfg.auto_scale_lr.base_batch_size == expected['batch']
     # Neither Mixup nor CutMix.
     assert not cfg.model.architecture.get('train_cfg')
@@ -190,6 +210,49 @@ def test_learning_rate_falls_over_all_epochs(name):
     assert cosine.get('end', epochs) == epochs
 
 
+MIXERS = [name for name in PAIRS if 'mixer' in name]
+
+
+@pytest.mark.parametrize('name', MIXERS)
+def test_mixers_learn_from_1e_6_up_and_down_to_zero(name, learning_rates):
+    rates = learning_rates(read_config(name))
+    assert rates[0][0] == pytest.approx(1e-6)
+    assert rates[20][0] == max(map(max, rates)) == pytest.approx(7e-4)
+    half = 7e-4 / 2 * (1 + math.cos(math.pi * 140 / 280))
+    assert rates[160][0] == pytest.approx(half)
+    assert rates[-1][0] == pytest.approx(0, abs=1e-7)
+
+
+@pytest.mark.parametrize('name', MIXERS)
+def test_all_parameters_of_a_mixer_decay(name):
+    cfg = read_config(name)
+    init_default_scope('mmpretrain')
+    student = build_model(cfg.model.architecture, 'student')
+    optim = build_optim_wrapper(student, cfg.optim_wrapper)
+    decays = {group['weight_decay'] for group in optim.optimizer.param_groups}
+    assert decays == {0.067}
+
+
+@pytest.mark.parametrize('teacher', ['swin-s', 'swin-b', 'swin-l'])
+def test_batch_norm_is_synchronised_in_the_student_alone(teacher, build_pair):
+    cfg = read_config(f'{teacher}_resnet50_traditional')
+    # The runner would convert the projectors, too.
+    assert 'sync_bn' not in cfg
+    model = build_pair(cfg)
+    kinds = {
+        whose: {
+            type(module).__name__
+            for module in part.modules()
+            if isinstance(module, _BatchNorm)
+        }
+        for whose, part in (
+            ('student', model.student),
+            ('distiller', model.distiller),
+        )
+    }
+    assert kinds == dict(student={'SyncBatchNorm'}, distiller={'BatchNorm2d'})
+
+
 @every_config
 def test_method_is_the_published_one(name):
     cfg, expected = read_config(name), PAIRS[name]
@@ -207,6 +270,9 @@ def test_method_is_the_published_one(name):
         assert norm_cfg['type'] == expected['norm']
         loss = distiller.distill_losses[f'loss_{view}']
         assert loss.loss_weight == weight
+        # Nothing but a grid that is not the published 7x7 makes a difference.
+        is_sum = expected['weights'] == BEIT_WEIGHTS
+        assert loss.per_position == (not is_sum)
         assert loss.view == view[3:]
     if expected['kd']:
         assert distiller.distill_losses.loss_kd.loss_weight == expected['kd']
@@ -290,7 +356,8 @@ def test_one_training_step_at_real_shapes(name, imagenet_root, tmp_path):
     )
     logged = {key.rpartition('.')[2]: float(v) for key, v in losses.items()}
     (_, teacher_maps) = expected['maps']
-    positions = teacher_maps[1][1] ** 2
+    is_sum = expected['weights'] == BEIT_WEIGHTS
+    positions = teacher_maps[1][1] ** 2 if is_sum else 49
     for view, weight in zip(VIEWS, expected['weights'], strict=True):
         if weight is None:
             assert f'loss_{view}' not in logged

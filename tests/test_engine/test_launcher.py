@@ -3,7 +3,6 @@
 import copy
 from itertools import pairwise
 
-import mmengine.device
 import pytest
 import torch
 import torch.distributed as dist
@@ -150,10 +149,32 @@ def test_settings_of_the_wrapper_are_kept(pretend):
     assert cfg.model_wrapper_cfg.device_ids is None
 
 
-def test_synchronised_batch_norm_is_dropped_with_a_warning(pretend, caplog):
+def test_synchronised_batch_norm_is_dropped_with_a_warning(
+    pretend, monkeypatch
+):
     pretend('cpu')
+    said = []
+    monkeypatch.setattr(
+        launcher, 'print_log', lambda text, *args, **kwargs: said.append(text)
+    )
     cfg = Config(dict(launcher='pytorch', sync_bn='torch'))
-    with caplog.at_level('WARNING'):
-        prepare_cpu_launcher(cfg)
+    prepare_cpu_launcher(cfg)
     assert 'sync_bn' not in cfg
-    assert mmengine.device.get_device is not None
+    (warning,) = said
+    assert 'each process normalises by its own batch' in warning
+
+
+def test_synchronised_batch_norm_of_a_layer_is_plain_without_an_accelerator(
+    pretend, tiny
+):
+    def make() -> Config:
+        student = tiny.classifier(tiny.resnet(norm_cfg=dict(type='SyncBN')))
+        model = tiny.distillation(architecture=student)
+        return Config(dict(launcher='pytorch', model=model))
+
+    pretend('cpu')
+    prepare_cpu_launcher(cfg := make())
+    assert cfg.model.architecture.backbone.norm_cfg.type == 'BN'
+    pretend('cuda')
+    prepare_cpu_launcher(cfg := make())
+    assert cfg.model.architecture.backbone.norm_cfg.type == 'SyncBN'

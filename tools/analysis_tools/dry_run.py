@@ -1,30 +1,40 @@
 """Show what a distillation config makes, without training.
 
-Prints teacher and student, where their stages are, the connectors, the losses,
-the cost of a step in FLOPs and memory, and whether the data can be read. It
-downloads nothing. The exit status is 1 when the config does not build or the
-data cannot be read.
+Prints teacher and student, where their stages are, the connectors, the losses
+and their shares on an example batch, the cost of a step in FLOPs and memory,
+and whether the data can be read. It downloads nothing, and needs no data. The
+exit status is 1 when the config does not build, when data that are there
+cannot be read, and with --data also when they are not there.
 """
 
 import argparse
+import copy
 import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import DATASETS, init_default_scope
 from rich.console import Console
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    conv_flop_count,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 import mmcakd  # noqa: F401
 from mmcakd.models.algorithms import CrossArchDistill
 from mmcakd.models.algorithms.cross_arch_distill import (
     count_classes,
     describe_images,
+    example_images,
     make_samples,
 )
 from mmcakd.models.recorders import StageOutputsRecorder
@@ -34,16 +44,42 @@ from mmcakd.registry import MODELS
 from mmcakd.utils.command_line import Command, describe_error
 from mmcakd.utils.export import without_pretraining
 
-BATCH = 2
+#: Losses that compare triplets of images need three.
+BATCH = 3
 
-#: What torch's counter leaves out on a CPU.
-UNCOUNTED = {
+
+def count_attention(query, key, value, *args, **kwargs) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def count_attention_backward(grad, query, key, value, *args, **kwargs) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+def count_conv_backward(grad, inputs, weight, *args, **kwargs) -> int:
+    """As much as the forward for the inputs, and again for the weights."""
+    (*_, transposed, _, _, needed) = args
+    forward = conv_flop_count(inputs, weight, grad, transposed)
+    return forward * (needed[0] + needed[1])
+
+
+#: What torch's counter leaves out on a CPU, and what it gets wrong: the
+#: gradients of weights in groups.
+FORMULAS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
-        lambda query, key, value, *args, out_shape=None, **kwargs: (
-            sdpa_flop_count(query, key, value)
-        )
-    )
+        count_attention
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        count_attention_backward
+    ),
+    torch.ops.aten.convolution_backward: count_conv_backward,
 }
+
+#: What a check comes to.
+FINE, MISSING, PROBLEM = 'ok', 'missing', 'PROBLEM'
+
+#: Columns of tables that are aligned on the right.
+NUMERIC = ('parameters', 'FLOPs', 'weight', 'example', 'share', 'memory')
 
 #: Values an optimizer keeps for each weight; 2 for those not listed.
 OPTIMIZER_STATES = dict(Lion=1, RMSprop=1)
@@ -62,6 +98,11 @@ def parse_args() -> argparse.Namespace:
         '--load-teacher',
         action='store_true',
         help='load teacher_ckpt too, which may download it',
+    )
+    parser.add_argument(
+        '--data',
+        action='store_true',
+        help='missing data are a problem',
     )
     parser.add_argument(
         '--cfg-options',
@@ -101,15 +142,20 @@ class SavedForBackward:
 
 
 class DryRun:
-    """One step of a distillation on blank images, looked at from all sides."""
+    """One step of a distillation on an example, looked at from all sides."""
 
     def __init__(
         self, cfg: Config, size: tuple[int, int] | None, load_teacher: bool
     ) -> None:
         self.cfg = cfg
         models = read_models(cfg)
-        student = models['architecture']
-        self.fetches_student = without_pretraining(student) != student
+        self.fetches = {
+            whose: without_pretraining(models[key]) != models[key]
+            for whose, key in (
+                ('student', 'architecture'),
+                ('teacher', 'teacher'),
+            )
+        }
         self.model = build_model(cfg, models, load_teacher)
         self.size = size or self.model.input_size
         if self.size is None:
@@ -122,7 +168,7 @@ class DryRun:
 
     def _run(self) -> None:
         model, distiller = self.model, self.model.distiller
-        inputs = torch.zeros(BATCH, 3, *self.size)
+        inputs = example_images(BATCH, self.size)
         self.classes: dict[str, int] = {}
         samples = describe_images(BATCH, self.size)
         model.teacher.register_forward_hook(self._note_classes('teacher'))
@@ -142,27 +188,74 @@ class DryRun:
         with self._measure('teacher'):
             model._run_teacher(inputs, samples)
         with self._measure('student'):
-            self.student_losses = self._run_student(inputs, samples)
+            student_losses, outputs = self._run_student(inputs, samples)
         for whose, recorders in self.recorders.items():
             for recorder in recorders:
                 self.stages[whose] = describe_stages(recorder)
+        self.compares_logits = self._compares_logits()
         with self._measure('connectors'):
-            distiller.compute_distill_losses(samples)
+            losses = distiller.compute_distill_losses(samples)
+        losses = student_losses | {
+            f'distill.{name}': loss for name, loss in losses.items()
+        }
+        total, values = model.parse_losses(losses)
+        self.losses = {name: float(value) for name, value in values.items()}
+        with self._measure('backward'):
+            sum([leaf.sum() for leaf in outputs], total).backward()
 
-    def _run_student(self, inputs: torch.Tensor, samples: list) -> list[str]:
+    def _run_student(
+        self, inputs: torch.Tensor, samples: list
+    ) -> tuple[dict, list[torch.Tensor]]:
+        """Run the student in training.
+
+        Returns:
+            tuple: Its losses by name, and outputs to propagate back from
+            where there are no losses.
+        """
+        model = self.model
         if self.is_classifier:
-            return list(self.model._run_student(inputs, samples))
-        # Blank images have no objects that a detector could learn.
-        with self.model.distiller.student_recorders:
-            self.model.student(inputs, samples, mode='tensor')
-        return ['loss*']
+            losses = model._run_student(inputs, samples)
+            weight = model.student_loss_weight * model.calculate_student_loss
+            return {
+                f'student.{name}': loss * weight
+                for name, loss in losses.items()
+                if 'loss' in name
+            }, []
+        # The example has no objects that a detector could learn.
+        with model.distiller.student_recorders:
+            outputs = model.student(inputs, samples, mode='tensor')
+        return {}, [
+            leaf
+            for leaf in tree_leaves(outputs)
+            if isinstance(leaf, torch.Tensor) and leaf.requires_grad
+        ]
+
+    def _compares_logits(self) -> bool:
+        """Whether something reads the teacher's class scores."""
+        distiller, classes = self.model.distiller, self.classes['teacher']
+        records = (
+            distiller.get_record(
+                ref['recorder'],
+                False,
+                ref.get('record_idx', 0),
+                ref.get('data_idx'),
+            )
+            for _, ref in distiller._references()
+            if 'recorder' in ref and not ref['from_student']
+        )
+        return any(
+            isinstance(record, torch.Tensor)
+            and record.ndim == 2
+            and record.shape[1] == classes
+            for record in records
+        )
 
     @contextmanager
     def _measure(self, part: str) -> Iterator[None]:
         saved = SavedForBackward(
             [*self.model.parameters(), *self.model.teacher.parameters()]
         )
-        counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED)
+        counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
         with counter, saved.measure():
             yield
         self.flops[part] = counter.get_total_flops() / BATCH
@@ -281,29 +374,28 @@ def mebibytes(number: float) -> str:
 def table(title: str, *columns: str) -> Table:
     made = Table(title=title, title_justify='left')
     for column in columns:
-        numeric = column in ('parameters', 'FLOPs', 'weight', 'memory')
+        numeric = column in NUMERIC
         side = 'right' if numeric else 'left'
         made.add_column(column, justify=side, overflow='fold')
     return made
 
 
 def models_table(run: DryRun) -> Table:
-    model, cfg = run.model, run.cfg.model
+    model = run.model
     made = table('Models', '', 'type', 'parameters', 'images', 'weights from')
     for name, network, size, weights in (
-        (
-            'student',
-            model.student,
-            run.size,
-            'what its own config names' if run.fetches_student else 'scratch',
-        ),
+        ('student', model.student, run.size, 'scratch'),
         (
             'teacher',
             model.teacher.model,
             model.teacher.input_size or run.size,
-            cfg.get('teacher_ckpt') or 'NOWHERE: set teacher_ckpt',
+            'NOWHERE: set teacher_ckpt',
         ),
     ):
+        if run.fetches[name]:
+            weights = 'what its own config names'
+        if name == 'teacher' and run.cfg.model.get('teacher_ckpt'):
+            weights = run.cfg.model.teacher_ckpt
         backbone = getattr(network, 'backbone', network)
         made.add_row(
             name,
@@ -355,23 +447,37 @@ def reference(ref: dict) -> str:
 
 
 def losses_table(run: DryRun) -> Table:
-    distiller = run.model.distiller
-    made = table('Losses', '', 'type', 'weight', 'reads')
-    for name in run.student_losses:
-        if 'loss' in name:
-            weight = f'{run.model.student_loss_weight:g}'
-            student = run.model.student
-            head = type(getattr(student, 'head', student)).__name__
+    model, distiller = run.model, run.model.distiller
+    made = table('Losses', '', 'type', 'weight', 'example', 'share', 'reads')
+    total = run.losses['loss']
+    rows = {}
+    head = type(getattr(model.student, 'head', model.student)).__name__
+    for name in run.losses if run.is_classifier else ['student.loss*']:
+        if name.startswith('student.'):
             reads = 'hard labels' if run.is_classifier else 'annotations'
-            made.add_row(f'student.{name}', head, weight, reads)
+            rows[name] = head, model.student_loss_weight, reads
     for name, mapping in distiller.loss_forward_mappings.items():
         loss = distiller.distill_losses[name]
-        made.add_row(
-            f'distill.{name}',
+        rows[f'distill.{name}'] = (
             type(loss).__name__,
-            f'{getattr(loss, "loss_weight", 1):g}',
+            getattr(loss, 'loss_weight', 1),
             ', '.join(f'{k}: {reference(r)}' for k, r in mapping.items()),
         )
+    for name, (kind, weight, reads) in rows.items():
+        value = run.losses.get(name)
+        known = value is not None
+        made.add_row(
+            name,
+            kind,
+            f'{weight:g}',
+            f'{value:.4g}' if known else '',
+            f'{value / total:.1%}' if known and total else '',
+            reads,
+        )
+    made.caption = (
+        'On an example batch, before training, with the weights that are '
+        'loaded here.'
+    )
     return made
 
 
@@ -391,7 +497,7 @@ def cost_table(run: DryRun) -> Table:
         'memory',
         'made of',
     )
-    flops = memory = 0
+    memory = 0
     model = run.model
     for name, module in (
         ('teacher', model.teacher),
@@ -399,23 +505,23 @@ def cost_table(run: DryRun) -> Table:
         ('connectors', model.distiller),
     ):
         trained = name != 'teacher'
-        part = run.flops[name] * (3 if trained else 1)
         weights = count(module) * 4 * (2 + states if trained else 1)
         saved = run.saved[name] * batch
         kept = 'weights, gradients, optimizer' if trained else 'weights'
         made.add_row(
             name,
-            giga(part),
+            giga(run.flops[name]),
             mebibytes(weights + saved),
             f'{kept} {mebibytes(weights)}, for backward {mebibytes(saved)}',
         )
-        flops += part
         memory += weights + saved
+    made.add_row('backward', giga(run.flops['backward']), '', '')
     made.add_section()
+    flops = sum(run.flops.values())
     made.add_row('step', giga(flops), mebibytes(memory), '')
     made.caption = (
-        'What is trained counts three times its forward; a multiplication '
-        'with an addition is two FLOPs.'
+        'A multiplication with an addition is two FLOPs. The backward pass '
+        'is counted as it runs: frozen parts have no gradients of weights.'
     )
     return made
 
@@ -426,49 +532,76 @@ def innermost(dataset: dict) -> dict:
     return dataset
 
 
-def check_split(cfg: Config, split: str, run: DryRun) -> tuple[str, bool]:
+def downloads(dataset: dict) -> bool:
+    """Whether a data set fetches what is not there when it is built."""
+    kind = dataset.get('type')
+    if isinstance(kind, str):
+        # In the scope in which it will be built.
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    return kind is not None and 'download' in signature(kind).parameters
+
+
+def check_split(cfg: Config, split: str, run: DryRun) -> tuple[str, str]:
     """Read the first image of a split; say what was found, and if it fits."""
-    cfg = cfg[f'{split}_dataloader'].dataset
-    root = innermost(cfg).get('data_root') or ''
+    cfg = copy.deepcopy(cfg[f'{split}_dataloader'].dataset)
+    inner = innermost(cfg)
+    root = inner.get('data_root') or ''
     if root and not os.path.isdir(root):
-        return f'there is no folder {root}', False
+        return f'there is no folder {root}', MISSING
+    fetches = downloads(inner)
+    if fetches:
+        inner.download = False
     try:
         dataset = DATASETS.build(cfg)
         image = dataset.get_data_info(0).get('img_path', 'the first image')
     except Exception as error:
-        return f'the index of {root} cannot be read: {error}', False
+        absent = fetches or (not root and isinstance(error, FileNotFoundError))
+        found = f'the index of {root or split} cannot be read: {error}'
+        return found, MISSING if absent else PROBLEM
     try:
         inputs = dataset.prepare_data(0)['inputs']
     except Exception as error:
-        return f'{image} cannot be read: {error}', False
+        return f'{image} cannot be read: {error}', PROBLEM
     size = tuple(inputs.shape[-2:])
     classes = len(dataset.metainfo.get('classes') or ())
     found = f'{len(dataset)} images, {" x ".join(map(str, size))}'
     if classes:
         found += f', {classes} classes'
         if classes != run.classes['student']:
-            return f'{found}; the student has another number', False
+            return f'{found}; the student has another number', PROBLEM
     # Detectors see images of any size.
     fixed = run.is_classifier and split == 'train'
     if fixed and size != run.size:
-        return f'{found}; the models were read at another size', False
-    return found, True
+        return f'{found}; the models were read at another size', PROBLEM
+    return found, FINE
 
 
-def checks_table(cfg: Config, run: DryRun) -> tuple[Table, bool]:
-    checks = {}
-    classes = run.classes
-    checks['classes'] = (
-        f'student {classes["student"]}, teacher {classes["teacher"]}',
-        classes['student'] == classes['teacher'],
-    )
+def check_classes(run: DryRun) -> tuple[str, str]:
+    """Compare the classes of the two models, where it matters."""
+    student, teacher = run.classes['student'], run.classes['teacher']
+    found = f'student {student}, teacher {teacher}'
+    if student == teacher:
+        return found, FINE
+    if run.compares_logits:
+        return found, PROBLEM
+    return f"{found}; nothing reads the teacher's class scores", FINE
+
+
+def checks_table(
+    cfg: Config, run: DryRun, needs_data: bool
+) -> tuple[Table, bool]:
+    checks = dict(classes=check_classes(run))
     for split in ('train', 'val', 'test'):
         if cfg.get(f'{split}_dataloader') is not None:
-            checks[split] = check_split(cfg, split, run)
+            found, status = check_split(cfg, split, run)
+            if needs_data and status == MISSING:
+                status = PROBLEM
+            checks[split] = found, status
     made = table('Checks', '', '', 'found')
-    for name, (found, fine) in checks.items():
-        made.add_row(name, 'ok' if fine else 'PROBLEM', found)
-    return made, all(fine for _, fine in checks.values())
+    for name, (found, status) in checks.items():
+        made.add_row(name, status, found)
+    return made, all(status != PROBLEM for _, status in checks.values())
 
 
 def main() -> int:
@@ -485,7 +618,7 @@ def main() -> int:
         problem = describe_error(error)
         print(f'{args.config} does not build: {problem}', file=sys.stderr)
         return 1
-    checks, fine = checks_table(cfg, run)
+    checks, fine = checks_table(cfg, run, args.data)
     for made in (
         models_table(run),
         stages_table(run),

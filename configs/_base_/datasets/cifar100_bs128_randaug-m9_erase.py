@@ -1,6 +1,6 @@
 # RandAugment of magnitude 9 of 10, random erasing of probability 0.25. timm
 # leaves colour jitter out where there is RandAugment, and so does this.
-_base_ = './cifar100_bs128_rrc.py'
+_base_ = './cifar100_bs128_rrc_crop875.py'
 
 # Unlike ImageNet's, these images are loaded as RGB.
 mean, std = _base_.data_preprocessor['mean'], _base_.data_preprocessor['std']

@@ -1,5 +1,7 @@
 # ScaleKD as published for Swin-L -> ResNet-50. Widths and grids are read from
-# the two models; other pairs change heads, kappa and weights.
+# the two models; other pairs change heads, kappa and weights. The weights of
+# the views are those of 7x7 positions: with `per_position` they have the same
+# effect on any grid, and on 7x7 they are the published ones.
 distiller = dict(
     type='mmcakd.CrossArchDistiller',
     student_recorders=dict(
@@ -62,16 +64,28 @@ distiller = dict(
     ),
     distill_losses=dict(
         loss_s3_original=dict(
-            type='mmcakd.DualViewLoss', view='original', loss_weight=0.08
+            type='mmcakd.DualViewLoss',
+            view='original',
+            loss_weight=0.08,
+            per_position=True,
         ),
         loss_s3_frequency=dict(
-            type='mmcakd.DualViewLoss', view='frequency', loss_weight=0.06
+            type='mmcakd.DualViewLoss',
+            view='frequency',
+            loss_weight=0.06,
+            per_position=True,
         ),
         loss_s4_original=dict(
-            type='mmcakd.DualViewLoss', view='original', loss_weight=0.08
+            type='mmcakd.DualViewLoss',
+            view='original',
+            loss_weight=0.08,
+            per_position=True,
         ),
         loss_s4_frequency=dict(
-            type='mmcakd.DualViewLoss', view='frequency', loss_weight=0.06
+            type='mmcakd.DualViewLoss',
+            view='frequency',
+            loss_weight=0.06,
+            per_position=True,
         ),
         loss_kd=dict(type='mmcakd.SoftTargetLoss', tau=1.0, loss_weight=0.5),
     ),

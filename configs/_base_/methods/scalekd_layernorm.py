@@ -1,4 +1,6 @@
-# As published for students normalised by layers: ConvNeXt and Swin.
+# As published for students normalised by layers: ConvNeXt and Swin. The one
+# published config of ConvNeXt-T names BatchNorm in the projectors, that of
+# Swin-T layer normalisation; both have the latter here.
 _base_ = './scalekd.py'
 
 distiller = dict(

@@ -1,7 +1,7 @@
 _base_ = [
     '../students/deit-t_cifar100.py',
     '../teachers/mixer-b_cifar100.py',
-    '../datasets/cifar100_bs128_randaug-m9_erase.py',
+    '../datasets/cifar100_bs128_randaug-m9_erase_crop90.py',
     '../schedules/cifar100_adamw_300e.py',
     '../default_runtime.py',
 ]

@@ -1,7 +1,7 @@
 _base_ = [
     '../students/resnet18_cifar100.py',
     '../teachers/vit-s_cifar100.py',
-    '../datasets/cifar100_bs128_rrc.py',
+    '../datasets/cifar100_bs128_rrc_crop875.py',
     '../schedules/cifar100_sgd_300e.py',
     '../default_runtime.py',
 ]

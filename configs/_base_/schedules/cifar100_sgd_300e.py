@@ -1,4 +1,5 @@
-# As timm's SGD: Nesterov momentum, no weight decay on norms and biases.
+# As timm's SGD: Nesterov momentum, no weight decay on norms and biases. It is
+# warmed up from 1e-4.
 optim_wrapper = dict(
     optimizer=dict(
         type='SGD', lr=0.05, momentum=0.9, nesterov=True, weight_decay=2e-3
@@ -9,7 +10,7 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(
         type='LinearLR',
-        start_factor=1e-3,
+        start_factor=1e-4 / 0.05,
         by_epoch=True,
         end=3,
         convert_to_iter_based=True,

@@ -1,5 +1,5 @@
 # For a schedule of minutes: attention as it is, and a quarter of the published
-# weights.
+# weights, summed over a grid of 8x8.
 _base_ = '../../_base_/methods/scalekd.py'
 
 distiller = dict(
@@ -10,9 +10,9 @@ distiller = dict(
         s4_frequency=dict(num_heads=3, kappa=1.0),
     ),
     distill_losses=dict(
-        loss_s3_original=dict(loss_weight=0.02),
-        loss_s3_frequency=dict(loss_weight=0.015),
-        loss_s4_original=dict(loss_weight=0.02),
-        loss_s4_frequency=dict(loss_weight=0.015),
+        loss_s3_original=dict(loss_weight=0.02, per_position=False),
+        loss_s3_frequency=dict(loss_weight=0.015, per_position=False),
+        loss_s4_original=dict(loss_weight=0.02, per_position=False),
+        loss_s4_frequency=dict(loss_weight=0.015, per_position=False),
     ),
 )

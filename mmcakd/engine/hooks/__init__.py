@@ -4,6 +4,7 @@ from .clean_stop_hook import CleanStopHook
 from .export_student_hook import ExportStudentHook
 from .loss_weight_schedule_hook import LossWeightScheduleHook
 from .non_finite_hook import NonFiniteHook
+from .recipe_check_hook import RecipeCheckHook
 from .seed_by_epoch_hook import SeedByEpochHook
 from .training_set_hook import TrainingSetHook
 
@@ -14,6 +15,7 @@ __all__ = [
     'LossWeightScheduleHook',
     'NonFiniteHook',
     'SafeCheckpointHook',
+    'RecipeCheckHook',
     'SeedByEpochHook',
     'TrainingSetHook',
 ]

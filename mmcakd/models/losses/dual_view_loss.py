@@ -12,6 +12,9 @@ from mmcakd.registry import MODELS
 from ..stages import to_tokens
 from .utils import check_same_shape, full_precision
 
+#: Positions of a 7 x 7 grid, for which most published weights are meant.
+PUBLISHED_POSITIONS = 49
+
 
 def frequency_view(tokens: torch.Tensor) -> torch.Tensor:
     """Remove the direct component of every channel.
@@ -50,12 +53,19 @@ class DualViewLoss(nn.Module):
     drops the direct component, the DCT coefficient that dominates a ViT's
     spectrum. Equal features give 0, opposite ones :math:`4 H W \alpha`.
 
+    The published loss is this sum, so that it grows with the grid; its
+    weights of 0.08 and 0.06 are those of 7 x 7 positions. With
+    ``per_position=True`` it is multiplied by :math:`49 / (H W)`: the same
+    weights have the same effect on every grid, and on 7 x 7 nothing changes.
+
     Source: `ScaleKD <https://arxiv.org/abs/2411.06786>`_, dual-view feature
     mimicking.
 
     Args:
         view (str): ``'original'`` or ``'frequency'``.
         loss_weight (float): :math:`\alpha`. Defaults to 1.
+        per_position (bool): Whether ``loss_weight`` is that of a 7 x 7 grid,
+            whatever the grid is. Defaults to False.
 
     Raises:
         ValueError: Unknown view, or features whose shapes differ.
@@ -67,16 +77,24 @@ class DualViewLoss(nn.Module):
         >>> loss = DualViewLoss('original', loss_weight=0.08)
         >>> f'{loss(x, -x):.2f}'
         '15.68'
+        >>> x = torch.rand(2, 8, 14, 14)
+        >>> f'{loss(x, -x):.2f}'
+        '62.72'
+        >>> loss = DualViewLoss(loss_weight=0.08, per_position=True)
+        >>> f'{loss(x, -x):.2f}'
+        '15.68'
     """
 
     def __init__(
         self,
         view: Literal['original', 'frequency'] = 'original',
         loss_weight: NonNegative = 1.0,
+        per_position: bool = False,
     ) -> None:
         super().__init__()
         self.view = view
         self.loss_weight = loss_weight
+        self.per_position = per_position
 
     def forward(
         self, student: torch.Tensor, teacher: torch.Tensor
@@ -96,4 +114,6 @@ class DualViewLoss(nn.Module):
             if self.view == 'frequency':
                 student, teacher = map(frequency_view, (student, teacher))
             loss = mimic_loss(student, teacher)
+        if self.per_position:
+            loss = loss * (PUBLISHED_POSITIONS / student.shape[1])
         return self.loss_weight * loss

@@ -94,5 +94,5 @@ def revert_sync_bn(cfg: Config) -> bool:
         for item in node:
             visit(item)
 
-    visit(cfg.model)
+    visit(cfg.get('model'))
     return found

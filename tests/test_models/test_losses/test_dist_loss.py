@@ -8,6 +8,7 @@ from scipy.special import softmax
 from scipy.stats import pearsonr
 
 from mmcakd.models.losses import DISTLoss
+from mmcakd.models.losses.dist_loss import pearson_correlation
 
 
 def definition(student, teacher, beta, gamma, tau) -> float:
@@ -22,6 +23,14 @@ def definition(student, teacher, beta, gamma, tau) -> float:
 @pytest.fixture
 def logits():
     return 2 * torch.randn(2, 6, 9, dtype=torch.float64)
+
+
+def test_rare_classes_count_for_less():
+    """``1e-8`` beside norms of ``1e-4`` halves a perfect correlation."""
+    x = torch.tensor([[0.0, 0.0], [1e-4, 1.0]], dtype=torch.float64)
+    x = (x - x.mean(0)) * 2**0.5
+    correlation = pearson_correlation(x, x, dim=0)
+    assert correlation.tolist() == pytest.approx([0.5, 1.0])
 
 
 @pytest.mark.parametrize('tau', [1.0, 4.0])

@@ -59,6 +59,42 @@ def test_value_is_that_of_the_formula(view):
 
 
 @both_views
+def test_weight_per_position_changes_nothing_on_the_published_grid(view):
+    student, teacher = torch.randn(2, 3, 8, 7, 7)
+    student.requires_grad_()
+    losses = [
+        DualViewLoss(view, 0.08, per_position=flag)(student, teacher)
+        for flag in (False, True)
+    ]
+    grads = [torch.autograd.grad(loss, student)[0] for loss in losses]
+    assert torch.equal(*losses)
+    assert torch.equal(*grads)
+
+
+@both_views
+@pytest.mark.parametrize(
+    ('grid', 'factor'),
+    [
+        ((14, 14), 1 / 4),
+        ((16, 16), 49 / 256),
+        ((3, 5), 49 / 15),
+        ((1, 2), 49 / 2),
+    ],
+)
+def test_weight_per_position_is_that_of_49_positions(view, grid, factor):
+    student, teacher = torch.randn(2, 2, 8, *grid, dtype=torch.float64)
+    summed = DualViewLoss(view, 0.3)(student, teacher)
+    loss = DualViewLoss(view, 0.3, per_position=True)
+    assert loss(student, teacher).item() == pytest.approx(
+        factor * summed.item(), rel=1e-12
+    )
+    # 49 positions with four each.
+    assert loss(teacher, -teacher).item() == pytest.approx(0.3 * 4 * 49)
+    tokens = student.flatten(2).transpose(1, 2)
+    torch.testing.assert_close(loss(tokens, teacher), loss(student, teacher))
+
+
+@both_views
 def test_length_of_a_feature_does_not_matter(view):
     student, teacher = torch.randn(2, 2, 8, 3, 3)
     loss = DualViewLoss(view)
