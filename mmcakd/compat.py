@@ -16,6 +16,7 @@ from pickle import UnpicklingError
 from types import ModuleType
 
 import torch
+from mmengine.registry import Registry
 from mmengine.utils import digit_version
 
 #: Versions this release supports: ``lower <= installed < upper``.
@@ -180,6 +181,42 @@ def trust_mmengine_checkpoints() -> None:
             for package in ('core', '_core')
         ]
     )
+
+
+def leave_out_multimodal_models() -> None:
+    """Leave out MMPretrain's multimodal models where they cannot be imported.
+
+    MMPretrain imports them, and so fails to be imported, wherever
+    pycocotools and transformers are installed: every user of MMDetection and
+    Hugging Face has both. What they take from ``transformers.modeling_utils``
+    was moved away in 4.52 (``GenerationMixin``) and in 4.56
+    (``apply_chunking_to_forward``: "NoneType takes no arguments"). Where the
+    models are left out, building one of them says why.
+
+    Unnecessary once MMPretrain supports these releases.
+    """
+    from importlib.metadata import version
+
+    from mmpretrain.utils import dependency
+
+    if not dependency.WITH_MULTIMODAL:
+        return
+    installed = version('transformers')
+    if digit_version(installed) < digit_version('4.52'):
+        return
+
+    def unavailable(*args, **kwargs):
+        raise ImportError(
+            "MMPretrain's multimodal models need transformers < 4.52, but "
+            f'{installed} is installed: pip install "transformers<4.52"'
+        )
+
+    def register_placeholders(names: list[str], registry: Registry) -> None:
+        for name in names:
+            registry.register_module(name=name, module=unavailable)
+
+    dependency.WITH_MULTIMODAL = False
+    dependency.register_multimodal_placeholder = register_placeholders
 
 
 def give_soft_target_loss_its_criterion() -> None:
@@ -353,6 +390,7 @@ def find_checkpoints_that_load() -> None:
 FIXES = (
     declare_torchvision_ops,
     stub_quantization_backends,
+    leave_out_multimodal_models,
     trust_mmengine_checkpoints,
     see_plain_dicts_of_modules,
     give_soft_target_loss_its_criterion,

@@ -1,6 +1,7 @@
 """Every fix of mmcakd.compat against the break it mends."""
 
 import importlib
+import importlib.metadata
 import io
 import os
 import subprocess
@@ -232,6 +233,64 @@ def test_quantization_is_not_replaced_twice():
     before = sys.modules[BACKENDS]
     compat.stub_quantization_backends()
     assert sys.modules[BACKENDS] is before
+
+
+# -------------------------------------------------------------- multimodal
+
+
+def test_without_the_fix_mmpretrain_fails_beside_todays_transformers():
+    done = run_without(
+        'leave_out_multimodal_models', 'import mmpretrain.models'
+    )
+    assert done.returncode
+    assert 'NoneType takes no arguments' in done.stderr
+
+
+def test_multimodal_models_are_left_out_and_say_why():
+    done = run_fresh("""
+        import mmcakd
+        import mmpretrain.datasets, mmpretrain.models
+        from mmpretrain.registry import MODELS
+        for name in ('BlipCaption', 'OFA', 'CLIPZeroShot'):
+            try:
+                MODELS.build(dict(type=name, anything=1))
+            except ImportError as error:
+                print(error)
+        """)
+    version = importlib.metadata.version('transformers')
+    message = f'need transformers < 4.52, but {version} is installed'
+    assert done.stdout.count(message) == 3, done.stderr
+
+
+@pytest.fixture
+def dependency(monkeypatch):
+    """MMPretrain's flag, as where both packages are installed."""
+    from mmpretrain.utils import dependency
+
+    original = dependency.register_multimodal_placeholder
+    monkeypatch.setattr(dependency, 'WITH_MULTIMODAL', True)
+    monkeypatch.setattr(
+        dependency, 'register_multimodal_placeholder', original
+    )
+    return dependency
+
+
+@pytest.mark.parametrize(
+    ('version', 'is_kept'),
+    [
+        ('4.40.2', True),
+        ('4.51.3', True),
+        ('4.52.0', False),
+        ('4.57.6', False),
+        ('5.24.0', False),
+    ],
+)
+def test_multimodal_models_stay_where_they_can_be_imported(
+    dependency, monkeypatch, version, is_kept
+):
+    monkeypatch.setattr(importlib.metadata, 'version', lambda name: version)
+    compat.leave_out_multimodal_models()
+    assert dependency.WITH_MULTIMODAL == is_kept
 
 
 # ------------------------------------------------------------- checkpoints
