@@ -132,7 +132,7 @@ def test_stages_are_among_the_hidden_states(name, make, checks):
 
 
 @pytest.mark.parametrize('name', ['Swin', 'Swinv2'])
-def test_stages_of_a_swin_are_those_before_the_patches_merge(name, make, checks):
+def test_stages_of_a_swin_are_those_before_patches_merge(name, make, checks):
     net, images = make(name), torch.randn(2, 3, 64, 96)
     merged = {}
     layers = find_network(net).encoder.layers
