@@ -11,12 +11,15 @@ import os
 import sys
 from functools import wraps
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from pickle import UnpicklingError
 from types import ModuleType
+from typing import Any
 
 import torch
 from mmengine.registry import Registry
+from mmengine.runner import Runner
 from mmengine.utils import digit_version
 
 #: Versions this release supports: ``lower <= installed < upper``.
@@ -386,6 +389,98 @@ def find_checkpoints_that_load() -> None:
         module.find_latest_checkpoint = find_newest_checkpoint
 
 
+def decay_layers_without_weight_decay() -> None:
+    """Let layer-wise learning rates work without a given weight decay.
+
+    MMPretrain's constructor lists the weight decay of every parameter in its
+    log, and fails with ``KeyError: 'weight_decay'`` where the config of the
+    optimizer leaves it at its default. It is given that default.
+
+    Unnecessary once MMPretrain looks first.
+    """
+    from mmpretrain.engine.optimizers import (
+        LearningRateDecayOptimWrapperConstructor as Constructor,
+    )
+    from mmpretrain.registry import OPTIMIZERS
+
+    original = Constructor.__init__
+    if hasattr(original, '__wrapped__'):
+        return
+
+    @wraps(original)
+    def init(self, optim_wrapper_cfg: dict, *args, **kwargs) -> None:
+        original(self, optim_wrapper_cfg, *args, **kwargs)
+        if self.base_wd is None:
+            kind = self.optimizer_cfg['type']
+            kind = OPTIMIZERS.get(kind) if isinstance(kind, str) else kind
+            parameter = signature(kind).parameters.get('weight_decay')
+            self.base_wd = parameter.default if parameter else 0.0
+
+    Constructor.__init__ = init
+
+
+def switch_batch_augments_on() -> None:
+    """Let MixUp that ``SwitchRecipeHook`` switches on happen.
+
+    MMPretrain's hook writes the batch augmentations into the data
+    preprocessor of the model, whichever that is, and without one-hot labels.
+    ``ClsDataPreprocessor`` mixes nothing that has no one-hot labels, and no
+    other preprocessor reads them at all; neither says so. One-hot labels are
+    switched on with them, as where they are given from the start, and other
+    preprocessors are refused before training. Where nothing is mixed any
+    longer one-hot labels are integers, which cross-entropy takes for no
+    probabilities, so they are made floats.
+
+    Unnecessary once MMPretrain does the same.
+    """
+    from mmengine.model import is_model_wrapper
+    from mmpretrain.engine.hooks import SwitchRecipeHook
+    from mmpretrain.models.utils import data_preprocessor
+
+    make_onehot = data_preprocessor.batch_label_to_onehot
+    check, switch = (
+        SwitchRecipeHook.before_train,
+        SwitchRecipeHook._switch_batch_augments,
+    )
+    if hasattr(check, '__wrapped__'):
+        return
+
+    def find_preprocessor(runner: Runner) -> torch.nn.Module:
+        model = runner.model
+        model = model.module if is_model_wrapper(model) else model
+        return model.data_preprocessor
+
+    @wraps(check)
+    def before_train(self, runner: Runner) -> None:
+        preprocessor = find_preprocessor(runner)
+        recipes = self.schedule.values()
+        if not hasattr(preprocessor, 'batch_augments') and any(
+            recipe.get('batch_augments') for recipe in recipes
+        ):
+            raise ValueError(
+                f'SwitchRecipeHook: a {type(preprocessor).__name__} does no '
+                'batch_augments; set data_preprocessor=dict('
+                "type='ClsDataPreprocessor', num_classes=...)"
+            )
+        check(self, runner)
+
+    @wraps(switch)
+    def switch_batch_augments(runner: Runner, batch_augments: Any) -> None:
+        if batch_augments:
+            find_preprocessor(runner).to_onehot = True
+        switch(runner, batch_augments)
+
+    @wraps(make_onehot)
+    def batch_label_to_onehot(*args, **kwargs) -> torch.Tensor:
+        return make_onehot(*args, **kwargs).float()
+
+    data_preprocessor.batch_label_to_onehot = batch_label_to_onehot
+    SwitchRecipeHook.before_train = before_train
+    SwitchRecipeHook._switch_batch_augments = staticmethod(
+        switch_batch_augments
+    )
+
+
 #: In the order they are applied: the first ones make later imports possible.
 FIXES = (
     declare_torchvision_ops,
@@ -400,6 +495,8 @@ FIXES = (
     write_files_whole,
     keep_the_last_checkpoint,
     find_checkpoints_that_load,
+    decay_layers_without_weight_decay,
+    switch_batch_augments_on,
 )
 
 

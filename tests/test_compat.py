@@ -676,6 +676,80 @@ def test_import_fails_under_an_unsupported_version(pretend):
         compat.apply()
 
 
+# ---------------------------------------------- hooks and layer-wise decay
+
+
+def decay_by_layer(model):
+    from mmengine.optim import build_optim_wrapper
+
+    cfg = dict(
+        optimizer=dict(type='AdamW', lr=1.0),
+        constructor='mmpretrain.LearningRateDecayOptimWrapperConstructor',
+        paramwise_cfg=dict(layer_decay_rate=0.5),
+    )
+    return build_optim_wrapper(model, cfg).optimizer.param_groups
+
+
+def test_without_the_fix_layer_wise_rates_need_a_weight_decay(
+    tiny, monkeypatch
+):
+    from mmpretrain.engine.optimizers import (
+        LearningRateDecayOptimWrapperConstructor as Constructor,
+    )
+
+    model = tiny.build(tiny.classifier(tiny.convnext()))
+    assert {group['weight_decay'] for group in decay_by_layer(model)} == {0.01}
+    monkeypatch.setattr(
+        Constructor, '__init__', Constructor.__init__.__wrapped__
+    )
+    with pytest.raises(KeyError, match='weight_decay'):
+        decay_by_layer(model)
+
+
+@pytest.mark.parametrize('mends', [True, False])
+def test_batch_augments_that_are_switched_on_mix(tiny, monkeypatch, mends):
+    from types import SimpleNamespace
+
+    from mmpretrain.engine.hooks import SwitchRecipeHook
+    from mmpretrain.models.utils import data_preprocessor as module
+
+    if not mends:
+        switch = SwitchRecipeHook._switch_batch_augments.__wrapped__
+        monkeypatch.setattr(
+            SwitchRecipeHook, '_switch_batch_augments', staticmethod(switch)
+        )
+        monkeypatch.setattr(
+            module,
+            'batch_label_to_onehot',
+            module.batch_label_to_onehot.__wrapped__,
+        )
+    preprocessor = module.ClsDataPreprocessor(num_classes=5)
+    model = SimpleNamespace(data_preprocessor=preprocessor)
+    logger = SimpleNamespace(info=lambda text: None)
+    runner = SimpleNamespace(model=model, logger=logger, epoch=0)
+    augments = dict(augments=dict(type='CutMix', alpha=1.0))
+    hook = SwitchRecipeHook(
+        [
+            dict(action_epoch=1, batch_augments=augments),
+            dict(action_epoch=2, batch_augments=None),
+        ]
+    )
+    np.random.seed(1)
+    scores = []
+    for runner.epoch in range(2):
+        hook.before_train_epoch(runner)
+        images, samples = tiny.batch(4)
+        batch = dict(inputs=images, data_samples=samples)
+        batch = preprocessor(batch, training=True)
+        scores.append([s.get('gt_score') for s in batch['data_samples']])
+    if mends:
+        assert any(score.max() < 1 for score in scores[0])
+        # What cross-entropy takes for probabilities.
+        assert all(score.is_floating_point() for score in scores[1])
+    else:
+        assert scores[0] == [None] * 4
+
+
 # --------------------------------------------------------------------- all
 
 
@@ -686,7 +760,12 @@ def test_applying_the_fixes_again_changes_nothing():
     from mmcv.transforms import LoadImageFromFile
     from mmengine.config import config
     from mmengine.hub import hub
+    from mmpretrain.engine.hooks import SwitchRecipeHook
+    from mmpretrain.engine.optimizers import (
+        LearningRateDecayOptimWrapperConstructor,
+    )
     from mmpretrain.models import TimmClassifier
+    from mmpretrain.models.utils import data_preprocessor
 
     def state():
         return [
@@ -694,6 +773,10 @@ def test_applying_the_fixes_again_changes_nothing():
             hub.get_installed_path,
             LoadImageFromFile.transform,
             TimmClassifier._remove_state_dict_prefix,
+            LearningRateDecayOptimWrapperConstructor.__init__,
+            SwitchRecipeHook.before_train,
+            SwitchRecipeHook._switch_batch_augments,
+            data_preprocessor.batch_label_to_onehot,
             base.OrderedDict,
             soft.soft_cross_entropy,
             sys.modules[BACKENDS],
