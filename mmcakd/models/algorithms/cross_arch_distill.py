@@ -10,7 +10,7 @@ import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
-from mmpretrain.models import BaseClassifier
+from mmpretrain.models import BaseClassifier, TimmClassifier
 from mmrazor.models.algorithms import SingleTeacherDistill
 from mmrazor.models.task_modules.recorder import (
     FunctionOutputsRecorder,
@@ -18,6 +18,7 @@ from mmrazor.models.task_modules.recorder import (
 )
 from mmrazor.models.utils import add_prefix
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmcakd.registry import MODELS
 
@@ -265,11 +266,39 @@ class CrossArchDistill(SingleTeacherDistill):
                     f'{self.input_size}: '
                     f'{error or type(error).__name__}; {cure}'
                 ) from error
+        if isinstance(self.student, BaseClassifier):
+            self._try_training(inputs)
         self.student.train(was_training)
         num_classes = count_classes(output)
         return (
             make_samples(len(inputs), num_classes) if num_classes else samples
         )
+
+    def _try_training(self, inputs: torch.Tensor) -> None:
+        """Run the student as in training, where some networks return more."""
+        student = self.student.train()
+        for module in student.modules():
+            # Its statistics are of the training set alone.
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        cure = (
+            'if its network has auxiliary classifiers, build it without '
+            '(aux_logits=False)'
+        )
+        try:
+            with torch.random.fork_rng(devices=[]):
+                output = student(inputs, mode='tensor')
+        except Exception as error:
+            raise ValueError(
+                'the student runs in evaluation, but not in training: '
+                f'{error or type(error).__name__}; {cure}'
+            ) from error
+        # Those that wrap a network of another package give all it returns.
+        if isinstance(student, TimmClassifier) and isinstance(output, tuple):
+            raise ValueError(
+                f'the network of the student returns {len(output)} outputs, '
+                f'where {type(student).__name__} expects class scores: {cure}'
+            )
 
     def __getattr__(self, name: str) -> Any:
         # MMDetection and MMSegmentation read, besides, the names of weights,
