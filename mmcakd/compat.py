@@ -222,21 +222,62 @@ def leave_out_multimodal_models() -> None:
     dependency.register_multimodal_placeholder = register_placeholders
 
 
-def give_soft_target_loss_its_criterion() -> None:
-    """Give ``mmrazor.KDSoftCELoss`` MMPretrain's soft cross-entropy.
+def let_mmrazor_find_mmpretrain() -> None:
+    """Give MMRazor the parts of MMPretrain that it looks for in ``mmcls``.
 
-    MMRazor looks for it in ``mmcls``, the former name of MMPretrain, and puts
-    a placeholder in its place that fails when the loss is called.
+    That is MMPretrain's former name. Where it is not installed, MMRazor puts
+    placeholders in their place, which fail when they are used: the criterion
+    of ``KDSoftCELoss`` and the base classes of ``DeiTClsHead``,
+    ``PackCRDClsInputs``, searchable backbones and more. While MMRazor is
+    imported, ``mmcls`` is MMPretrain. ``DeiTClsHead`` also unpacks what its
+    backbone returned then, with the patch tokens in front of the two others.
 
-    Unnecessary once MMRazor imports it from MMPretrain.
+    Unnecessary once MMRazor imports from MMPretrain.
     """
-    module = importlib.import_module('mmrazor.models.losses.kd_soft_ce_loss')
-    if module.soft_cross_entropy.__name__ == 'PlaceHolder':
-        from mmpretrain.models.losses.cross_entropy_loss import (
-            soft_cross_entropy,
-        )
+    if find_spec('mmcls') or 'mmrazor.models' in sys.modules:
+        return
+    from mmpretrain.datasets.transforms import formatting
+    from mmpretrain.structures import DataSample
 
-        module.soft_cross_entropy = soft_cross_entropy
+    renamed = {
+        'structures': dict(ClsDataSample=DataSample),
+        'datasets': {},
+        'datasets.transforms': {},
+        'datasets.transforms.formatting': dict(
+            PackClsInputs=formatting.PackInputs, to_tensor=formatting.to_tensor
+        ),
+    }
+    stand_ins = {'mmcls': importlib.import_module('mmpretrain')}
+    for name in (
+        'evaluation',
+        'models',
+        'models.backbones',
+        'models.backbones.base_backbone',
+        'models.heads',
+        'models.losses',
+        'models.losses.cross_entropy_loss',
+        'models.utils',
+    ):
+        module = importlib.import_module(f'mmpretrain.{name}')
+        stand_ins[f'mmcls.{name}'] = module
+    for name, parts in renamed.items():
+        stand_ins[f'mmcls.{name}'] = ModuleType(f'mmcls.{name}')
+        vars(stand_ins[f'mmcls.{name}']).update(parts)
+    sys.modules.update(stand_ins)
+    try:
+        heads = importlib.import_module('mmrazor.models.architectures.heads')
+        importlib.import_module('mmrazor.datasets')
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
+
+    original = heads.DeiTClsHead.pre_logits
+
+    @wraps(original)
+    def pre_logits(self, feats: tuple) -> tuple[torch.Tensor, torch.Tensor]:
+        return original(self, ((None, *feats[-1][-2:]),))
+
+    heads.DeiTClsHead.pre_logits = pre_logits
 
 
 def find_editable_installs() -> None:
@@ -486,9 +527,9 @@ FIXES = (
     declare_torchvision_ops,
     stub_quantization_backends,
     leave_out_multimodal_models,
+    let_mmrazor_find_mmpretrain,
     trust_mmengine_checkpoints,
     see_plain_dicts_of_modules,
-    give_soft_target_loss_its_criterion,
     find_editable_installs,
     name_empty_images,
     rename_weights_of_wrapped_models,
