@@ -246,13 +246,15 @@ class CrossArchDistill(SingleTeacherDistill):
         inputs = example_images(2, self.input_size)
         samples = describe_images(len(inputs), self.input_size)
         was_training = self.student.training
-        self.student.eval()
+        # MMPretrain freezes stages when a network is switched to training.
+        self.student.train().eval()
         for whose, model, recorders in (
             ('teacher', self.teacher, self.distiller.teacher_recorders),
             ('student', self.student, self.distiller.student_recorders),
         ):
+            learns = whose == 'student' and self.student_trainable
             try:
-                with recorders:
+                with recorders, torch.set_grad_enabled(learns):
                     output = model(inputs, samples, mode='tensor')
             except Exception as error:
                 cure = (
@@ -266,6 +268,8 @@ class CrossArchDistill(SingleTeacherDistill):
                     f'{self.input_size}: '
                     f'{error or type(error).__name__}; {cure}'
                 ) from error
+        if self.student_trainable:
+            self.distiller.check_student_learns(self.student)
         if isinstance(self.student, BaseClassifier):
             self._try_training(inputs)
         self.student.train(was_training)
