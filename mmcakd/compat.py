@@ -12,12 +12,16 @@ import os
 import sys
 from functools import wraps
 from importlib.util import find_spec
+from inspect import signature
 from numbers import Rational, Real
 from pathlib import Path
 from pickle import UnpicklingError
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import torch
+from mmengine.registry import Registry
+from mmengine.runner import Runner
 from mmengine.utils import digit_version
 
 #: Versions this release supports: ``lower <= installed < upper``.
@@ -182,23 +186,6 @@ def trust_mmengine_checkpoints() -> None:
             for package in ('core', '_core')
         ]
     )
-
-
-def give_soft_target_loss_its_criterion() -> None:
-    """Give ``mmrazor.KDSoftCELoss`` MMPretrain's soft cross-entropy.
-
-    MMRazor looks for it in ``mmcls``, the former name of MMPretrain, and puts
-    a placeholder in its place that fails when the loss is called.
-
-    Unnecessary once MMRazor imports it from MMPretrain.
-    """
-    module = importlib.import_module('mmrazor.models.losses.kd_soft_ce_loss')
-    if module.soft_cross_entropy.__name__ == 'PlaceHolder':
-        from mmpretrain.models.losses.cross_entropy_loss import (
-            soft_cross_entropy,
-        )
-
-        module.soft_cross_entropy = soft_cross_entropy
 
 
 def find_editable_installs() -> None:
@@ -500,23 +487,212 @@ def call_validation_hooks_once() -> None:
     Loop.run = run
 
 
+def leave_out_multimodal_models() -> None:
+    """Leave out MMPretrain's multimodal models where they cannot be imported.
+
+    MMPretrain imports them, and so fails to be imported, wherever
+    pycocotools and transformers are installed: every user of MMDetection and
+    Hugging Face has both. What they take from ``transformers.modeling_utils``
+    was moved away in 4.52 (``GenerationMixin``) and in 4.56
+    (``apply_chunking_to_forward``: "NoneType takes no arguments"). Where the
+    models are left out, building one of them says why.
+
+    Unnecessary once MMPretrain supports these releases.
+    """
+    from importlib.metadata import version
+
+    from mmpretrain.utils import dependency
+
+    if not dependency.WITH_MULTIMODAL:
+        return
+    installed = version('transformers')
+    if digit_version(installed) < digit_version('4.52'):
+        return
+
+    def unavailable(*args, **kwargs):
+        raise ImportError(
+            "MMPretrain's multimodal models need transformers < 4.52, but "
+            f'{installed} is installed: pip install "transformers<4.52"'
+        )
+
+    def register_placeholders(names: list[str], registry: Registry) -> None:
+        for name in names:
+            registry.register_module(name=name, module=unavailable)
+
+    dependency.WITH_MULTIMODAL = False
+    dependency.register_multimodal_placeholder = register_placeholders
+
+
+def let_mmrazor_find_mmpretrain() -> None:
+    """Give MMRazor the parts of MMPretrain that it looks for in ``mmcls``.
+
+    That is MMPretrain's former name. Where it is not installed, MMRazor puts
+    placeholders in their place, which fail when they are used: the criterion
+    of ``KDSoftCELoss`` and the base classes of ``DeiTClsHead``,
+    ``PackCRDClsInputs``, searchable backbones and more. While MMRazor is
+    imported, ``mmcls`` is MMPretrain. ``DeiTClsHead`` also unpacks what its
+    backbone returned then, with the patch tokens in front of the two others.
+
+    Unnecessary once MMRazor imports from MMPretrain.
+    """
+    if find_spec('mmcls') or 'mmrazor.models' in sys.modules:
+        return
+    from mmpretrain.datasets.transforms import formatting
+    from mmpretrain.structures import DataSample
+
+    renamed = {
+        'structures': dict(ClsDataSample=DataSample),
+        'datasets': {},
+        'datasets.transforms': {},
+        'datasets.transforms.formatting': dict(
+            PackClsInputs=formatting.PackInputs, to_tensor=formatting.to_tensor
+        ),
+    }
+    stand_ins = {'mmcls': importlib.import_module('mmpretrain')}
+    for name in (
+        'evaluation',
+        'models',
+        'models.backbones',
+        'models.backbones.base_backbone',
+        'models.heads',
+        'models.losses',
+        'models.losses.cross_entropy_loss',
+        'models.utils',
+    ):
+        module = importlib.import_module(f'mmpretrain.{name}')
+        stand_ins[f'mmcls.{name}'] = module
+    for name, parts in renamed.items():
+        stand_ins[f'mmcls.{name}'] = ModuleType(f'mmcls.{name}')
+        vars(stand_ins[f'mmcls.{name}']).update(parts)
+    sys.modules.update(stand_ins)
+    try:
+        heads = importlib.import_module('mmrazor.models.architectures.heads')
+        importlib.import_module('mmrazor.datasets')
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
+
+    original = heads.DeiTClsHead.pre_logits
+
+    @wraps(original)
+    def pre_logits(self, feats: tuple) -> tuple[torch.Tensor, torch.Tensor]:
+        return original(self, ((None, *feats[-1][-2:]),))
+
+    heads.DeiTClsHead.pre_logits = pre_logits
+
+
+def decay_layers_without_weight_decay() -> None:
+    """Let layer-wise learning rates work without a given weight decay.
+
+    MMPretrain's constructor lists the weight decay of every parameter in its
+    log, and fails with ``KeyError: 'weight_decay'`` where the config of the
+    optimizer leaves it at its default. It is given that default.
+
+    Unnecessary once MMPretrain looks first.
+    """
+    from mmpretrain.engine.optimizers import (
+        LearningRateDecayOptimWrapperConstructor as Constructor,
+    )
+    from mmpretrain.registry import OPTIMIZERS
+
+    original = Constructor.__init__
+    if hasattr(original, '__wrapped__'):
+        return
+
+    @wraps(original)
+    def init(self, optim_wrapper_cfg: dict, *args, **kwargs) -> None:
+        original(self, optim_wrapper_cfg, *args, **kwargs)
+        if self.base_wd is None:
+            kind = self.optimizer_cfg['type']
+            kind = OPTIMIZERS.get(kind) if isinstance(kind, str) else kind
+            parameter = signature(kind).parameters.get('weight_decay')
+            self.base_wd = parameter.default if parameter else 0.0
+
+    Constructor.__init__ = init
+
+
+def switch_batch_augments_on() -> None:
+    """Let MixUp that ``SwitchRecipeHook`` switches on happen.
+
+    MMPretrain's hook writes the batch augmentations into the data
+    preprocessor of the model, whichever that is, and without one-hot labels.
+    ``ClsDataPreprocessor`` mixes nothing that has no one-hot labels, and no
+    other preprocessor reads them at all; neither says so. One-hot labels are
+    switched on with them, as where they are given from the start, and other
+    preprocessors are refused before training. Where nothing is mixed any
+    longer one-hot labels are integers, which cross-entropy takes for no
+    probabilities, so they are made floats.
+
+    Unnecessary once MMPretrain does the same.
+    """
+    from mmengine.model import is_model_wrapper
+    from mmpretrain.engine.hooks import SwitchRecipeHook
+    from mmpretrain.models.utils import data_preprocessor
+
+    make_onehot = data_preprocessor.batch_label_to_onehot
+    check, switch = (
+        SwitchRecipeHook.before_train,
+        SwitchRecipeHook._switch_batch_augments,
+    )
+    if hasattr(check, '__wrapped__'):
+        return
+
+    def find_preprocessor(runner: Runner) -> torch.nn.Module:
+        model = runner.model
+        model = model.module if is_model_wrapper(model) else model
+        return model.data_preprocessor
+
+    @wraps(check)
+    def before_train(self, runner: Runner) -> None:
+        preprocessor = find_preprocessor(runner)
+        recipes = self.schedule.values()
+        if not hasattr(preprocessor, 'batch_augments') and any(
+            recipe.get('batch_augments') for recipe in recipes
+        ):
+            raise ValueError(
+                f'SwitchRecipeHook: a {type(preprocessor).__name__} does no '
+                'batch_augments; set data_preprocessor=dict('
+                "type='ClsDataPreprocessor', num_classes=...)"
+            )
+        check(self, runner)
+
+    @wraps(switch)
+    def switch_batch_augments(runner: Runner, batch_augments: Any) -> None:
+        if batch_augments:
+            find_preprocessor(runner).to_onehot = True
+        switch(runner, batch_augments)
+
+    @wraps(make_onehot)
+    def batch_label_to_onehot(*args, **kwargs) -> torch.Tensor:
+        return make_onehot(*args, **kwargs).float()
+
+    data_preprocessor.batch_label_to_onehot = batch_label_to_onehot
+    SwitchRecipeHook.before_train = before_train
+    SwitchRecipeHook._switch_batch_augments = staticmethod(
+        switch_batch_augments
+    )
+
+
 #: In the order they are applied: the first ones make later imports possible.
 FIXES = (
     declare_torchvision_ops,
     stub_quantization_backends,
+    leave_out_multimodal_models,
+    let_mmrazor_find_mmpretrain,
     trust_mmengine_checkpoints,
     see_plain_dicts_of_modules,
-    give_soft_target_loss_its_criterion,
     find_editable_installs,
     name_empty_images,
     rename_weights_of_wrapped_models,
+    decay_layers_without_weight_decay,
+    switch_batch_augments_on,
+    call_validation_hooks_once,
+    spell_out_infinite_settings,
     write_files_whole,
-    keep_the_last_checkpoint,
-    find_checkpoints_that_load,
     read_checkpoints_safely,
     refuse_to_resume_from_weights,
-    spell_out_infinite_settings,
-    call_validation_hooks_once,
+    keep_the_last_checkpoint,
+    find_checkpoints_that_load,
 )
 
 

@@ -1,6 +1,7 @@
 """Every fix of mmcakd.compat against the break it mends."""
 
 import importlib
+import importlib.metadata
 import io
 import os
 import subprocess
@@ -36,15 +37,21 @@ def run_fresh(code: str) -> subprocess.CompletedProcess:
 
 
 def run_without(fix: str, code: str) -> subprocess.CompletedProcess:
-    """Run code after every fix but one."""
+    """Run code after every fix but one, and those that need the package.
+
+    Importing the package would apply them all.
+    """
     return run_fresh(
         f'import importlib.util as u\n'
         f'spec = u.spec_from_file_location("alone", {compat.__file__!r})\n'
         f'compat = u.module_from_spec(spec)\n'
         f'spec.loader.exec_module(compat)\n'
         f'for fix in compat.FIXES:\n'
-        f'    if fix.__name__ != {fix!r}:\n'
-        f'        fix()\n' + textwrap.dedent(code)
+        f'    try:\n'
+        f'        fix.__name__ == {fix!r} or fix()\n'
+        f'    except ImportError as error:\n'
+        f'        if "relative import" not in str(error):\n'
+        f'            raise\n' + textwrap.dedent(code)
     )
 
 
@@ -234,6 +241,64 @@ def test_quantization_is_not_replaced_twice():
     assert sys.modules[BACKENDS] is before
 
 
+# -------------------------------------------------------------- multimodal
+
+
+def test_without_the_fix_mmpretrain_fails_beside_todays_transformers():
+    done = run_without(
+        'leave_out_multimodal_models', 'import mmpretrain.models'
+    )
+    assert done.returncode
+    assert 'NoneType takes no arguments' in done.stderr
+
+
+def test_multimodal_models_are_left_out_and_say_why():
+    done = run_fresh("""
+        import mmcakd
+        import mmpretrain.datasets, mmpretrain.models
+        from mmpretrain.registry import MODELS
+        for name in ('BlipCaption', 'OFA', 'CLIPZeroShot'):
+            try:
+                MODELS.build(dict(type=name, anything=1))
+            except ImportError as error:
+                print(error)
+        """)
+    version = importlib.metadata.version('transformers')
+    message = f'need transformers < 4.52, but {version} is installed'
+    assert done.stdout.count(message) == 3, done.stderr
+
+
+@pytest.fixture
+def dependency(monkeypatch):
+    """MMPretrain's flag, as where both packages are installed."""
+    from mmpretrain.utils import dependency
+
+    original = dependency.register_multimodal_placeholder
+    monkeypatch.setattr(dependency, 'WITH_MULTIMODAL', True)
+    monkeypatch.setattr(
+        dependency, 'register_multimodal_placeholder', original
+    )
+    return dependency
+
+
+@pytest.mark.parametrize(
+    ('version', 'is_kept'),
+    [
+        ('4.40.2', True),
+        ('4.51.3', True),
+        ('4.52.0', False),
+        ('4.57.6', False),
+        ('5.24.0', False),
+    ],
+)
+def test_multimodal_models_stay_where_they_can_be_imported(
+    dependency, monkeypatch, version, is_kept
+):
+    monkeypatch.setattr(importlib.metadata, 'version', lambda name: version)
+    compat.leave_out_multimodal_models()
+    assert dependency.WITH_MULTIMODAL is is_kept
+
+
 # ------------------------------------------------------------- checkpoints
 
 
@@ -385,24 +450,104 @@ def test_soft_target_loss_of_mmrazor_is_a_soft_cross_entropy():
     assert loss.item() == pytest.approx(0.5 * expected.item(), rel=1e-5)
 
 
-def test_without_the_fix_soft_target_loss_of_mmrazor_fails(monkeypatch):
-    from mmrazor.models import KDSoftCELoss
-    from mmrazor.utils import get_placeholder
+def find_placeholders() -> set[tuple[str, str]]:
+    """What MMRazor looked for in ``mmcls`` in vain, and what derives of it."""
+    found = set()
+    for name, module in list(sys.modules.items()):
+        if not name.startswith('mmrazor.'):
+            continue
+        for key, value in list(vars(module).items()):
+            for cls in getattr(value, '__mro__', ()):
+                init = vars(cls).get('__init__')
+                cells = getattr(init, '__closure__', None) or ()
+                if 'mmcls' in [cell.cell_contents for cell in cells]:
+                    found.add((name, key))
+    return found
 
-    module = importlib.import_module('mmrazor.models.losses.kd_soft_ce_loss')
-    logits = torch.randn(2, 3)
-    monkeypatch.setattr(module, 'soft_cross_entropy', get_placeholder('x'))
-    with pytest.raises((ImportError, TypeError)):
-        KDSoftCELoss()(logits, logits)
-    compat.give_soft_target_loss_its_criterion()
-    KDSoftCELoss()(logits, logits)
+
+def test_nothing_that_mmrazor_looks_for_in_mmcls_is_a_placeholder():
+    for name in ('models', 'datasets', 'engine'):
+        importlib.import_module(f'mmrazor.{name}')
+    assert not find_placeholders()
+    # Others still find no package that is not installed.
+    assert importlib.util.find_spec('mmcls') is None
+    assert not [name for name in sys.modules if name.startswith('mmcls')]
 
 
-def test_a_real_criterion_of_soft_target_loss_is_kept(monkeypatch):
-    module = importlib.import_module('mmrazor.models.losses.kd_soft_ce_loss')
-    monkeypatch.setattr(module, 'soft_cross_entropy', F.cross_entropy)
-    compat.give_soft_target_loss_its_criterion()
-    assert module.soft_cross_entropy is F.cross_entropy
+def test_without_the_fix_parts_of_mmrazor_are_placeholders():
+    done = run_without(
+        'let_mmrazor_find_mmpretrain',
+        """
+        import torch
+        import mmrazor.models, mmrazor.datasets
+        from mmrazor.models import DeiTClsHead, KDSoftCELoss
+        for build in (
+            lambda: DeiTClsHead(num_classes=3, in_channels=4),
+            lambda: KDSoftCELoss()(torch.ones(1, 2), torch.ones(1, 2)),
+            lambda: mmrazor.datasets.PackCRDClsInputs(),
+        ):
+            try:
+                build()
+            except (ImportError, TypeError) as error:
+                print('fails:', error)
+        """,
+    )
+    assert done.stdout.count('fails:') == 3, done.stderr
+
+
+def test_distillation_token_of_deit_has_a_classifier_of_its_own(tiny):
+    """As MMRazor's ``configs/distill/mmcls/deit`` has it, but tiny."""
+    student = tiny.classifier(tiny.vit())
+    student['backbone']['type'] = 'DistilledVisionTransformer'
+    student['head'] = dict(
+        type='mmrazor.DeiTClsHead', num_classes=tiny.classes, in_channels=16
+    )
+    fc = dict(fc=dict(type='ModuleOutputs', source='head.fc'))
+    dist = dict(fc=dict(type='ModuleOutputs', source='head.layers.head_dist'))
+    model = tiny.build_distillation(
+        architecture=student,
+        teacher=tiny.classifier(tiny.resnet()),
+        distiller=dict(
+            student_recorders=dist,
+            teacher_recorders=fc,
+            distill_losses=dict(loss_hard=dict(type='CrossEntropyLoss')),
+            loss_forward_mappings=dict(
+                loss_hard=dict(
+                    preds_S=tiny.record('fc', True),
+                    preds_T=tiny.record('fc', False),
+                )
+            ),
+        ),
+        student_loss_weight=1.0,
+    ).train()
+    images, samples = tiny.batch(4)
+    losses = model(images, samples, mode='loss')
+    head = model.architecture.head
+    class_token, dist_token = model.architecture.backbone(images)[-1]
+    labels = torch.cat([sample.gt_label for sample in samples])
+    expected = F.cross_entropy(head.layers.head(class_token), labels)
+    assert torch.allclose(losses['student.loss'], expected)
+    labels = model.teacher(images).argmax(1)
+    expected = F.cross_entropy(head.layers.head_dist(dist_token), labels)
+    assert torch.allclose(losses['distill.loss_hard'], expected)
+
+
+def test_inputs_of_mmrazors_crd_are_packed():
+    from mmrazor.datasets import PackCRDClsInputs
+
+    packed = PackCRDClsInputs().transform(
+        dict(
+            img=np.zeros((4, 6, 3), np.uint8),
+            gt_label=2,
+            sample_idx=7,
+            contrast_sample_idxs=np.array([7, 1, 3]),
+        )
+    )
+    assert packed['inputs'].shape == (3, 4, 6)
+    sample = packed['data_samples']
+    assert sample.gt_label.tolist() == [2]
+    assert sample.sample_idx == 7
+    assert sample.contrast_sample_idxs.tolist() == [7, 1, 3]
 
 
 # -------------------------------------------------------- editable installs
@@ -655,17 +800,96 @@ def test_import_fails_under_an_unsupported_version(pretend):
         compat.apply()
 
 
+# ---------------------------------------------- hooks and layer-wise decay
+
+
+def decay_by_layer(model):
+    from mmengine.optim import build_optim_wrapper
+
+    cfg = dict(
+        optimizer=dict(type='AdamW', lr=1.0),
+        constructor='mmpretrain.LearningRateDecayOptimWrapperConstructor',
+        paramwise_cfg=dict(layer_decay_rate=0.5),
+    )
+    return build_optim_wrapper(model, cfg).optimizer.param_groups
+
+
+def test_without_the_fix_layer_wise_rates_need_a_weight_decay(
+    tiny, monkeypatch
+):
+    from mmpretrain.engine.optimizers import (
+        LearningRateDecayOptimWrapperConstructor as Constructor,
+    )
+
+    model = tiny.build(tiny.classifier(tiny.convnext()))
+    assert {group['weight_decay'] for group in decay_by_layer(model)} == {0.01}
+    monkeypatch.setattr(
+        Constructor, '__init__', Constructor.__init__.__wrapped__
+    )
+    with pytest.raises(KeyError, match='weight_decay'):
+        decay_by_layer(model)
+
+
+@pytest.mark.parametrize('mends', [True, False])
+def test_batch_augments_that_are_switched_on_mix(tiny, monkeypatch, mends):
+    from types import SimpleNamespace
+
+    from mmpretrain.engine.hooks import SwitchRecipeHook
+    from mmpretrain.models.utils import data_preprocessor as module
+
+    if not mends:
+        switch = SwitchRecipeHook._switch_batch_augments.__wrapped__
+        monkeypatch.setattr(
+            SwitchRecipeHook, '_switch_batch_augments', staticmethod(switch)
+        )
+        monkeypatch.setattr(
+            module,
+            'batch_label_to_onehot',
+            module.batch_label_to_onehot.__wrapped__,
+        )
+    preprocessor = module.ClsDataPreprocessor(num_classes=5)
+    model = SimpleNamespace(data_preprocessor=preprocessor)
+    logger = SimpleNamespace(info=lambda text: None)
+    runner = SimpleNamespace(model=model, logger=logger, epoch=0)
+    augments = dict(augments=dict(type='CutMix', alpha=1.0))
+    hook = SwitchRecipeHook(
+        [
+            dict(action_epoch=1, batch_augments=augments),
+            dict(action_epoch=2, batch_augments=None),
+        ]
+    )
+    np.random.seed(1)
+    scores = []
+    for runner.epoch in range(2):
+        hook.before_train_epoch(runner)
+        images, samples = tiny.batch(4)
+        batch = dict(inputs=images, data_samples=samples)
+        batch = preprocessor(batch, training=True)
+        scores.append([s.get('gt_score') for s in batch['data_samples']])
+    if mends:
+        assert any(score.max() < 1 for score in scores[0])
+        # What cross-entropy takes for probabilities.
+        assert all(score.is_floating_point() for score in scores[1])
+    else:
+        assert scores[0] == [None] * 4
+
+
 # --------------------------------------------------------------------- all
 
 
 def test_applying_the_fixes_again_changes_nothing():
     base = importlib.import_module('mmrazor.models.algorithms.base')
-    soft = importlib.import_module('mmrazor.models.losses.kd_soft_ce_loss')
 
     from mmcv.transforms import LoadImageFromFile
     from mmengine.config import config
     from mmengine.hub import hub
+    from mmpretrain.engine.hooks import SwitchRecipeHook
+    from mmpretrain.engine.optimizers import (
+        LearningRateDecayOptimWrapperConstructor,
+    )
     from mmpretrain.models import TimmClassifier
+    from mmpretrain.models.utils import data_preprocessor
+    from mmrazor.models import DeiTClsHead
 
     def state():
         return [
@@ -673,8 +897,12 @@ def test_applying_the_fixes_again_changes_nothing():
             hub.get_installed_path,
             LoadImageFromFile.transform,
             TimmClassifier._remove_state_dict_prefix,
+            LearningRateDecayOptimWrapperConstructor.__init__,
+            SwitchRecipeHook.before_train,
+            SwitchRecipeHook._switch_batch_augments,
+            data_preprocessor.batch_label_to_onehot,
             base.OrderedDict,
-            soft.soft_cross_entropy,
+            DeiTClsHead.pre_logits,
             sys.modules[BACKENDS],
             dir(torch.ops.torchvision),
         ]

@@ -1,3 +1,4 @@
+from .checkpoints import newest_checkpoint, pointed_checkpoint
 from .command_line import Command
 from .config_text import read_config_text, read_dumped_config
 from .downstream import (
@@ -50,6 +51,8 @@ __all__ = [
     'markdown_table',
     'mean_gain',
     'mean_std',
+    'newest_checkpoint',
+    'pointed_checkpoint',
     'read_config_text',
     'read_curve',
     'read_downstream_config',

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import print_log
 from mmengine.utils import import_modules_from_strings
 
 from mmcakd.models.teachers import (
@@ -17,6 +16,7 @@ from mmcakd.models.teachers import (
 )
 from mmcakd.version import __version__
 
+from .checkpoints import newest_checkpoint, pointed_checkpoint
 from .config_text import (
     check_readable,
     check_registered,
@@ -52,50 +52,84 @@ _EVALUATION_KEYS = (
 
 
 def find_checkpoint(work_dir: str | Path, which: str = 'last') -> Path:
-    """Find a checkpoint that a run left in its work directory.
+    """Find a checkpoint that a run left.
 
     Args:
-        work_dir (str | Path): The work directory.
-        which (str): 'last', or 'best' by the metric of ``save_best``.
-            Defaults to 'last'.
+        work_dir (str | Path): The work directory. The checkpoints may be in
+            the ``out_dir`` of the run's ``CheckpointHook``.
+        which (str): 'last'; 'best' by the metric of ``save_best``; or, of
+            several of these, the metric, such as 'accuracy/top1'. Defaults to
+            'last'.
 
     Returns:
         Path: The checkpoint file.
+
+    Raises:
+        FileNotFoundError: There is none, or none for this metric.
+        ValueError: 'best' is asked for, but by several metrics.
     """
     work_dir = Path(work_dir)
-    if which == 'best':
-        found = sorted(
-            work_dir.glob('best_*.pth'), key=lambda path: path.stat().st_mtime
-        )
-        if found:
-            return found[-1]
-        cure = 'set default_hooks.checkpoint.save_best in the config'
-    else:
-        pointer = work_dir / 'last_checkpoint'
-        if pointer.is_file():
-            # By name, so that a moved work directory is still understood.
-            text = pointer.read_text(errors='replace').strip()
-            path = work_dir / Path(text).name
-            if path.is_file():
-                return path
-        if path := _highest_checkpoint(work_dir):
-            print_log(f'{pointer} is lost: {path} is the last', 'current')
-            return path
+    last = pointed_checkpoint(work_dir)
+    if which == 'last':
+        last = last or newest_checkpoint(work_dir)
+        if last is not None:
+            return last
         cure = 'train with a CheckpointHook, or name the file itself'
-    raise FileNotFoundError(f'{work_dir} holds no {which} checkpoint: {cure}')
+        raise FileNotFoundError(f'{work_dir} holds no last checkpoint: {cure}')
+    # Where no last one was saved, each of the best knows those before it.
+    readable = [last] if last else sorted(work_dir.glob('best_*.pth'))
+    found: dict[str, Path] = {}
+    latest = -1
+    for source in readable:
+        checkpoint = read_checkpoint(source)
+        age = checkpoint['meta'].get('iter', 0)
+        if age > latest:
+            latest = age
+            found = _find_best(work_dir, checkpoint) or found
+    if which == 'best' and len(found) > 1:
+        raise ValueError(
+            f'{work_dir} has the best by each of {", ".join(sorted(found))}; '
+            f'name one, e.g. which={min(found)!r}'
+        )
+    if which == 'best' and found:
+        return next(iter(found.values()))
+    for metric, path in found.items():
+        if metric == which or path.name.startswith(_best_prefix(which)):
+            return path
+    cure = 'set default_hooks.checkpoint.save_best in the config'
+    known = f', only by {", ".join(sorted(found))}' if all(found) else ''
+    by = '' if which == 'best' else f' by {which!r}{known if found else ""}'
+    raise FileNotFoundError(f'{work_dir} holds no best checkpoint{by}: {cure}')
 
 
-def _highest_checkpoint(work_dir: Path) -> Path | None:
-    """The checkpoint of the highest epoch, or else iteration."""
-    for unit in ('epoch', 'iter'):
-        found = {
-            int(path.stem.removeprefix(f'{unit}_')): path
-            for path in work_dir.glob(f'{unit}_*.pth')
-            if path.stem.removeprefix(f'{unit}_').isdigit()
-        }
-        if found:
-            return found[max(found)]
+def _best_prefix(metric: str) -> str:
+    """How MMEngine begins the name of the best checkpoint by a metric."""
+    return f'best_{metric.replace("/", "_")}_'
+
+
+def _find_recorded(work_dir: Path, path: str) -> Path | None:
+    """Find a file that a run recorded by its path then."""
+    # By name first, so that a moved work directory is still understood.
+    for candidate in (work_dir / Path(path).name, Path(path)):
+        if candidate.is_file():
+            return candidate
     return None
+
+
+def _find_best(work_dir: Path, checkpoint: dict) -> dict[str, Path]:
+    """Find the best checkpoints, by metric, that a run knew of.
+
+    A run with one metric does not record its name, which is empty here.
+    """
+    hub = checkpoint.get('message_hub', {}).get('runtime_info', {})
+    found = {
+        key.removeprefix('best_ckpt').removeprefix('_'): _find_recorded(
+            work_dir, str(path)
+        )
+        for key, path in hub.items()
+        if key.startswith('best_ckpt') and path
+    }
+    return {metric: path for metric, path in found.items() if path}
 
 
 def recorded_config(checkpoint: dict, source: str | Path) -> Config:

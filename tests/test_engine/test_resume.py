@@ -382,7 +382,8 @@ def test_newest_checkpoint_that_loads_is_found(
     damage(run)
     said = []
     monkeypatch.setattr(
-        'mmcakd.engine.resume.print_log', lambda text, *_: said.append(text)
+        'mmcakd.utils.checkpoints.print_log',
+        lambda text, *_: said.append(text),
     )
     found = find_newest_checkpoint(run)
     assert found == (expected and str(run / expected))

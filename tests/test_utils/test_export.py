@@ -192,11 +192,64 @@ def test_plain_config_fetches_no_weights(cfg):
     assert backbone.init_cfg.checkpoint == 'some.pth'
 
 
-def test_best_checkpoint_is_the_newest_of_its_name(tmp_path):
-    for age, name in enumerate(['best_b.pth', 'best_a.pth']):
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (1000 + age, 1000 + age))
-    assert find_checkpoint(tmp_path, 'best').name == 'best_a.pth'
+@pytest.fixture
+def leave(tmp_path):
+    """Leave checkpoints in a folder, as a run does that knows its best."""
+
+    def leave(name: str, iteration: int, folder=tmp_path, **best) -> None:
+        info = {f'best_ckpt{key}': path for key, path in best.items()}
+        folder.mkdir(exist_ok=True)
+        torch.save(
+            dict(
+                meta=dict(iter=iteration),
+                state_dict=dict(weight=torch.ones(1)),
+                message_hub=dict(runtime_info=info),
+            ),
+            folder / name,
+        )
+        if not name.startswith('best_'):
+            pointer = tmp_path / 'last_checkpoint'
+            pointer.write_text(str(folder / name))
+
+    return leave
+
+
+def test_best_checkpoint_is_the_one_that_the_run_knew(tmp_path, leave):
+    # The newest file is left over from another run, with another metric.
+    run = {'': 'there/best_accuracy_top1_epoch_2.pth'}
+    leave('best_accuracy_top1_epoch_2.pth', 8, **run)
+    leave('epoch_4.pth', 16, **run)
+    leave('best_loss_epoch_9.pth', 36, **{'': 'best_loss_epoch_9.pth'})
+    for which in ('best', 'accuracy/top1'):
+        found = find_checkpoint(tmp_path, which)
+        assert found == tmp_path / 'best_accuracy_top1_epoch_2.pth'
+
+
+def test_of_several_metrics_one_is_named(tmp_path, leave):
+    run = {
+        '_accuracy/top1': 'best_accuracy_top1_epoch_1.pth',
+        '_single-label/recall': 'best_single-label_recall_epoch_3.pth',
+    }
+    # The first knows nothing of the second, and neither is the last.
+    for (key, name), iteration in zip(run.items(), (4, 12), strict=True):
+        leave(name, iteration, **(run if iteration == 12 else {key: name}))
+    with pytest.raises(
+        ValueError, match="recall; name one, e.g. which='accuracy/top1'"
+    ):
+        find_checkpoint(tmp_path, 'best')
+    for key, name in run.items():
+        assert find_checkpoint(tmp_path, key[1:]) == tmp_path / name
+    with pytest.raises(FileNotFoundError, match='only by accuracy/top1, sin'):
+        find_checkpoint(tmp_path, 'accuracy/top5')
+
+
+def test_checkpoints_are_found_in_another_folder(tmp_path, leave):
+    folder = tmp_path / 'out'
+    best = str(folder / 'best_accuracy_top1_epoch_1.pth')
+    leave('best_accuracy_top1_epoch_1.pth', 4, folder, **{'': best})
+    leave('epoch_2.pth', 8, folder, **{'': best})
+    assert find_checkpoint(tmp_path) == folder / 'epoch_2.pth'
+    assert str(find_checkpoint(tmp_path, 'best')) == best
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import contextlib
 import io
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 from torch import device, nn
 
@@ -89,8 +88,9 @@ TITLES = dict(
     torchvision=('torchvision', 'Inside `mmcakd.TorchvisionClassifier`.'),
     transformers=(
         'Hugging Face',
-        'Inside `mmpretrain.HuggingFaceClassifier`. Written for the modules '
-        'of transformers 4.',
+        'Inside `mmpretrain.HuggingFaceClassifier`. Paths are those of '
+        'transformers 5; in transformers 4 the layers of ViT, DeiT and BEiT '
+        'are in `encoder.layer`, and are found there.',
     ),
 )
 
@@ -285,7 +285,11 @@ def build(key: str) -> nn.Module:
         with device('cpu' if name == 'RegNet' else 'meta'):
             return get_model(TORCHVISION[name])
     if package == 'transformers':
-        return skeleton(name)
+        import transformers
+
+        config = getattr(transformers, name.replace('Model', 'Config'))
+        with device('meta'):
+            return getattr(transformers, name)(config())
     from mmpretrain.registry import MODELS
 
     # An abstract class is shown by its first subclass.
@@ -293,21 +297,6 @@ def build(key: str) -> nn.Module:
     return MODELS.build(
         dict(type=name, _scope_='mmpretrain', **MMPRETRAIN[name])
     )
-
-
-def skeleton(name: str) -> nn.Module:
-    """Put together the modules that a family of Hugging Face is known by."""
-    net = type(name, (nn.Module,), {'__module__': 'transformers'})()
-    net.config = SimpleNamespace(
-        num_register_tokens=4 if 'Registers' in name else 0
-    )
-    net.encoder = nn.Module()
-    for part, length in dict(stages=4, layers=4, layer=12).items():
-        modules = nn.ModuleList(nn.Identity() for _ in range(length))
-        setattr(net.encoder, part, modules)
-    # The norm of BEiT classifiers lies behind the pooling.
-    net.layernorm = nn.Identity() if 'Beit' in name else nn.LayerNorm(1)
-    return net
 
 
 def has_tail(net: nn.Module) -> str:

@@ -26,9 +26,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--which',
-        choices=['last', 'best'],
         default='last',
-        help='which checkpoint of a work directory (default: last)',
+        help='which checkpoint of a work directory: last, best, or the metric '
+        'it is the best by, e.g. accuracy/top1 (default: last)',
     )
     parser.add_argument(
         '--ema',

@@ -11,6 +11,7 @@ import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
+from mmpretrain.models import BaseClassifier, TimmClassifier
 from mmrazor.models.algorithms import SingleTeacherDistill
 from mmrazor.models.task_modules.recorder import (
     FunctionOutputsRecorder,
@@ -18,6 +19,7 @@ from mmrazor.models.task_modules.recorder import (
 )
 from mmrazor.models.utils import add_prefix
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmcakd.arguments import NonNegative, Size
 from mmcakd.registry import MODELS
@@ -26,6 +28,17 @@ from ..connectors import BaseConnector
 from ..distillers import CrossArchDistiller
 from ..stages import find_backbone
 from ..teachers import Precision, Teacher, build_model, load_weights
+
+#: What hooks, loops and optimizer constructors of MMPretrain look for in the
+#: classifier that is trained. In a distillation they find the student's.
+OF_THE_STUDENT = (
+    'backbone',
+    'neck',
+    'head',
+    'with_neck',
+    'with_head',
+    'loss_module',
+)
 
 
 @MODELS.register_module()
@@ -263,13 +276,15 @@ class CrossArchDistill(SingleTeacherDistill):
         inputs = example_images(2, self.input_size)
         samples = describe_images(len(inputs), self.input_size)
         was_training = self.student.training
-        self.student.eval()
+        # MMPretrain freezes stages when a network is switched to training.
+        self.student.train().eval()
         for whose, model, recorders in (
             ('teacher', self.teacher, self.distiller.teacher_recorders),
             ('student', self.student, self.distiller.student_recorders),
         ):
+            learns = whose == 'student' and self.student_trainable
             try:
-                with recorders:
+                with recorders, torch.set_grad_enabled(learns):
                     output = model(inputs, samples, mode='tensor')
             except Exception as error:
                 cure = (
@@ -283,11 +298,95 @@ class CrossArchDistill(SingleTeacherDistill):
                     f'{self.input_size}: '
                     f'{error or type(error).__name__}; {cure}'
                 ) from error
+        if self.student_trainable:
+            self.distiller.check_student_learns(self.student)
+        if isinstance(self.student, BaseClassifier):
+            self._try_training(inputs)
         self.student.train(was_training)
         num_classes = count_classes(output)
         return (
             make_samples(len(inputs), num_classes) if num_classes else samples
         )
+
+    def _try_training(self, inputs: torch.Tensor) -> None:
+        """Run the student as in training, where some networks return more."""
+        student = self.student.train()
+        for module in student.modules():
+            # Its statistics are of the training set alone.
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        cure = (
+            'if its network has auxiliary classifiers, build it without '
+            '(aux_logits=False)'
+        )
+        try:
+            with torch.random.fork_rng(devices=[]):
+                output = student(inputs, mode='tensor')
+        except Exception as error:
+            raise ValueError(
+                'the student runs in evaluation, but not in training: '
+                f'{error or type(error).__name__}; {cure}'
+            ) from error
+        # Those that wrap a network of another package give all it returns.
+        if isinstance(student, TimmClassifier) and isinstance(output, tuple):
+            raise ValueError(
+                f'the network of the student returns {len(output)} outputs, '
+                f'where {type(student).__name__} expects class scores: {cure}'
+            )
+
+    def __getattr__(self, name: str) -> Any:
+        # MMDetection and MMSegmentation read, besides, the names of weights,
+        # which they would misread: they begin with `architecture.` here.
+        if name in OF_THE_STUDENT:
+            student = self.architecture
+            if isinstance(student, BaseClassifier):
+                return getattr(student, name)
+            raise AttributeError(
+                f'CrossArchDistill has a {name} only for a classifier of '
+                f'MMPretrain; that of this {type(student).__name__} is '
+                f'`architecture.{name}`. Layer-wise learning rates of its '
+                'package do not know these names: give '
+                'paramwise_cfg=dict(custom_keys=...) instead'
+            )
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # E.g. another loss, from `mmpretrain.SwitchRecipeHook`.
+        if name in OF_THE_STUDENT:
+            setattr(self.architecture, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def get_layer_depth(self, param_name: str) -> tuple[int, int]:
+        """Get how deep a parameter is, for layer-wise learning rate decay.
+
+        What is not of the student, such as connectors, comes after its last
+        layer and keeps the full learning rate.
+
+        Args:
+            param_name (str): Its name in the algorithm.
+
+        Returns:
+            tuple[int, int]: The depth of the parameter and the number of
+            depths.
+
+        Raises:
+            NotImplementedError: The student does not know its depths.
+        """
+        student = self.architecture
+        try:
+            return student.get_layer_depth(
+                param_name.removeprefix('architecture.')
+            )
+        except (AttributeError, NotImplementedError) as error:
+            net = getattr(student, 'backbone', student)
+            raise NotImplementedError(
+                'layer-wise learning rate decay asks the student for the '
+                f'depth of its layers, which this {type(net).__name__} does '
+                "not know: take one that does, such as MMPretrain's ViT, "
+                'Swin, BEiT, ConvNeXt or ResNet-50, or remove '
+                'optim_wrapper.constructor'
+            ) from error
 
     def train(self, mode: bool = True) -> 'CrossArchDistill':
         """Switch student and distiller; the teacher keeps its mode."""

@@ -2,12 +2,20 @@
 
 from typing import Any
 
+import torch
 from mmengine.registry import DefaultScope
 from mmpretrain.models import TimmClassifier
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
+from mmpretrain.structures import DataSample
 from torch import nn
 
 from mmcakd.registry import MODELS
+
+#: How much the losses of auxiliary classifiers count, by the class of the
+#: network: `Going Deeper with Convolutions
+#: <https://arxiv.org/abs/1409.4842>`_, section 5, and the training code of
+#: Inception V3 in TensorFlow's Slim.
+AUXILIARY_WEIGHTS = dict(GoogLeNet=0.3, Inception3=0.4)
 
 
 @MODELS.register_module()
@@ -16,6 +24,10 @@ class TorchvisionClassifier(TimmClassifier):
 
     What ``mmpretrain.TimmClassifier`` is for timm: it takes torchvision's
     checkpoints as they are, and its own can be loaded by torchvision.
+
+    GoogLeNet and Inception V3 have auxiliary classifiers, which are trained
+    by ``loss_aux`` with the weights of their authors and are no part of an
+    evaluation. ``aux_logits=False`` builds them without.
 
     Args:
         model_name (str): A name that ``torchvision.models.get_model`` knows.
@@ -79,3 +91,43 @@ class TorchvisionClassifier(TimmClassifier):
         self.loss_module = loss
         self._register_state_dict_hook(self._remove_state_dict_prefix)
         self._register_load_state_dict_pre_hook(self._add_state_dict_prefix)
+
+    def forward(
+        self,
+        inputs: torch.Tensor,
+        data_samples: list[DataSample] | None = None,
+        mode: str = 'tensor',
+    ) -> Any:
+        """See the parent; the tensor is that of the class scores."""
+        outputs = super().forward(inputs, data_samples, mode)
+        # In training, networks with auxiliary classifiers return theirs, too.
+        return getattr(outputs, 'logits', outputs)
+
+    def loss(
+        self,
+        inputs: torch.Tensor,
+        data_samples: list[DataSample],
+        **kwargs: Any,
+    ) -> dict[str, torch.Tensor]:
+        """Compute the classification loss, and that of auxiliary classifiers.
+
+        Args:
+            inputs (Tensor): ``(N, 3, H, W)``.
+            data_samples (list[DataSample]): Their labels.
+            **kwargs: Other arguments of the loss module.
+
+        Returns:
+            dict[str, Tensor]: ``loss`` and, of a network with auxiliary
+            classifiers in training, ``loss_aux``.
+        """
+        outputs = self.model(inputs)
+        if isinstance(outputs, torch.Tensor):
+            return self._get_loss(outputs, data_samples, **kwargs)
+        logits, *auxiliary = outputs
+        losses = self._get_loss(logits, data_samples, **kwargs)
+        weight = AUXILIARY_WEIGHTS[type(self.model).__name__]
+        losses['loss_aux'] = weight * sum(
+            self._get_loss(scores, data_samples, **kwargs)['loss']
+            for scores in auxiliary
+        )
+        return losses

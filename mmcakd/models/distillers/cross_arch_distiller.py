@@ -1,10 +1,12 @@
 """A distiller whose connectors form a graph."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from inspect import signature
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from mmrazor.models.distillers import ConfigurableDistiller
@@ -16,12 +18,20 @@ from mmcakd.registry import MODELS
 
 from ..connectors import BaseConnector
 from ..recorders import LogitsRecorder, StageOutputsRecorder, unknown_tap
+from ..stages import find_backbone
 from ..teachers import Teacher
 from .errors import check_arguments, explain
 from .labels import read_labels
 from .references import check_reference
 
 Mapping = dict[str, dict]
+
+UNTRAINED = (
+    'what it reads of the student is frozen (frozen_stages, requires_grad), '
+    'then train that or read a later stage; or it lies inside a block with '
+    'activation checkpointing (with_cp), where a record has no gradient, then '
+    'record whole blocks or stages'
+)
 
 
 @MODELS.register_module()
@@ -164,17 +174,17 @@ class CrossArchDistiller(ConfigurableDistiller):
                 self._check_reference(
                     f"'shape_like' of connector {name!r}", reference
                 )
-        unmapped = set(self.distill_losses) - set(self.loss_forward_mappings)
-        if unmapped:
-            raise ValueError(
-                f'loss_forward_mappings has no entry for {sorted(unmapped)}'
-            )
-        unused = sorted(set(self.connectors) - used)
-        if unused:
-            raise ValueError(
-                f'no loss or connector reads the connectors {unused}; remove '
-                'them or name them in loss_forward_mappings'
-            )
+        _refuse_unread(
+            self.distill_losses,
+            set(self.loss_forward_mappings),
+            'loss_forward_mappings has no entry for {names}',
+        )
+        _refuse_unread(
+            self.connectors,
+            used,
+            'no loss or connector reads the connectors {names}; remove them '
+            'or name them in loss_forward_mappings',
+        )
         for name, mapping in self.connector_inputs.items():
             parameters = signature(self.connectors[name].forward).parameters
             check_arguments(f'connector {name!r}', parameters, mapping)
@@ -456,6 +466,50 @@ class CrossArchDistiller(ConfigurableDistiller):
             recorder.stages_to_keep = stages
         self._end_step()
 
+    def check_student_learns(self, student: nn.Module) -> None:
+        """Check that the last records of the student are of trained weights.
+
+        Args:
+            student (nn.Module): It, run with gradient.
+
+        Raises:
+            ValueError: All that a loss reads of the student is frozen.
+        """
+        for name, mapping in self.loss_forward_mappings.items():
+            references = list(mapping.values())
+            # A connector that gets hold of the models may bring in the
+            # student itself.
+            if any(map(self._holds_models, references)):
+                continue
+            records = [
+                record
+                for reference in references
+                for record in self.records_behind(reference)
+                if record['from_student']
+            ]
+            plain = dict(connector=None, connector_idx=None)
+            try:
+                read = [self.get_record(**{**r, **plain}) for r in records]
+            except RuntimeError:
+                continue  # it is recorded where losses are computed
+            tensors = list(_tensors(read))
+            if tensors and not any(t.requires_grad for t in tensors):
+                raise ValueError(
+                    f'loss {name!r} cannot train the student: '
+                    f'{_find_cause(student)}'
+                )
+
+    def _holds_models(self, reference: dict) -> bool:
+        name = reference.get('connector')
+        kind = type(self.connectors[name]) if name else BaseConnector
+        attaches = (
+            issubclass(kind, BaseConnector)
+            and kind.attach is not BaseConnector.attach
+        )
+        return attaches or any(
+            map(self._holds_models, self._inputs_of(reference).values())
+        )
+
     # ------------------------------------------------------------- running
 
     def compute_distill_losses(
@@ -488,10 +542,8 @@ class CrossArchDistiller(ConfigurableDistiller):
             for name, loss in losses.items():
                 if 'loss' in name and not _has_grad(loss):
                     raise RuntimeError(
-                        f'{name} depends on nothing that is trained. If the '
-                        'student uses activation checkpointing (with_cp), '
-                        'record whole blocks or stages: what is recorded '
-                        'inside a checkpointed block has no gradient'
+                        f'{name} depends on nothing that is trained: '
+                        f'{UNTRAINED}'
                     )
         return losses
 
@@ -601,6 +653,26 @@ class CrossArchDistiller(ConfigurableDistiller):
         return data if connector_idx is None else data[connector_idx]
 
 
+def _refuse_unread(
+    parts: nn.ModuleDict, read: set[str | None], problem: str
+) -> None:
+    """Refuse parts that nothing reads, or warn of MMRazor's.
+
+    Some of MMRazor's configs have a part that only a config that inherits
+    from them reads.
+    """
+    unread = sorted(set(parts) - read)
+    if not unread:
+        return
+    problem = problem.format(names=unread)
+    if any(
+        not type(parts[name]).__module__.startswith('mmrazor.')
+        for name in unread
+    ):
+        raise ValueError(problem)
+    print_log(problem, 'current', level=logging.WARNING)
+
+
 def _is_reference(like: dict) -> bool:
     """Whether `shape_like` is one reference rather than several by name."""
     return 'recorder' in like or isinstance(like.get('connector'), str)
@@ -610,6 +682,28 @@ def _as_references(like: dict) -> list[dict]:
     if _is_reference(like):
         return [like]
     return [like[key] for key in sorted(like)]
+
+
+def _find_cause(student: nn.Module) -> str:
+    """Say why a record of a student has no gradient, as far as it is known."""
+    _, net = find_backbone(student)
+    stages = getattr(net, 'frozen_stages', -1)
+    if stages >= 0 and not all(p.requires_grad for p in net.parameters()):
+        return (
+            f'its {type(net).__name__} has frozen_stages={stages}, and what '
+            'is read lies in these; lower it, or read a later stage'
+        )
+    return UNTRAINED
+
+
+def _tensors(record: Any) -> Iterator[torch.Tensor]:
+    """List the floating-point tensors in a record."""
+    if isinstance(record, torch.Tensor):
+        if record.is_floating_point():
+            yield record
+    elif isinstance(record, list | tuple):
+        for item in record:
+            yield from _tensors(item)
 
 
 def _has_grad(loss: Any) -> bool:

@@ -1,6 +1,6 @@
 """The four stages of Hugging Face's image classifiers.
 
-Paths and outputs are those of the models of ``transformers`` 4.
+Paths and outputs are those of the models of ``transformers`` 4 and 5.
 """
 
 from torch import nn
@@ -22,26 +22,44 @@ def _convs(net: nn.Module) -> list[Tap]:
 
 
 def _swin(net: nn.Module) -> list[Tap]:
-    # A stage returns its tokens behind and, second, before the downsampling.
-    taps = [
-        Tap(stage, 'NLC', grid_source=stage, output=1)
-        for stage in paths(net, 'encoder.layers')
-    ]
+    # Behind its blocks a stage merges patches, and what it returns beside
+    # those is another thing in each release.
+    taps = []
+    for stage in paths(net, 'encoder.layers'):
+        end = paths(net, f'{stage}.blocks')[-1]
+        taps.append(Tap(end, 'NLC', grid_source=stage))
     taps[-1] = behind_norm(taps[-1], 'layernorm')
     return taps
+
+
+def _find_layers(net: nn.Module) -> list[str]:
+    """Paths of a ViT's layers: transformers 5 has them without `encoder`."""
+    modules = dict(net.named_modules())
+    for name in ('layers', 'encoder.layer'):
+        if name in modules:
+            return paths(net, name)
+    import transformers
+
+    raise ValueError(
+        f'{type(net).__name__} of transformers {transformers.__version__} '
+        'has neither `layers` nor `encoder.layer`, where transformers 5 and 4 '
+        'have its blocks: install transformers>=4.28,<6, or name the taps of '
+        'its stages with `taps`'
+    )
 
 
 def _vit(extra_tokens: int):
     def find(net: nn.Module, blocks: Blocks) -> list[Tap]:
         registers = getattr(net.config, 'num_register_tokens', 0)
+        layers = _find_layers(net)
         taps = [
             Tap(
-                f'encoder.layer.{end}',
+                layers[end],
                 'NLC',
                 extra_tokens + registers,
                 'embeddings.patch_embeddings.projection',
             )
-            for end in check_blocks(blocks, len(net.encoder.layer))
+            for end in check_blocks(blocks, len(layers))
         ]
         # BEiT has its norm behind the pooling.
         if not isinstance(net.layernorm, nn.Identity):

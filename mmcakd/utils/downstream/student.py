@@ -16,8 +16,8 @@ def find_student(source: str | Path, which: str = 'last') -> Path:
     Args:
         source (str | Path): Work directory of a distillation or of a
             classifier, one of its checkpoints, or an exported student.
-        which (str): Which checkpoint of a work directory, 'last' or 'best'.
-            Defaults to 'last'.
+        which (str): Which checkpoint of a work directory; see
+            :func:`mmcakd.utils.find_checkpoint`. Defaults to 'last'.
 
     Returns:
         Path: A checkpoint whose weights are called ``backbone.*`` if the

@@ -685,6 +685,66 @@ def test_record_inside_a_checkpointed_block(tiny):
         build(with_cp=True)(*tiny.batch(), mode='loss')
 
 
+def fitnet(tiny, stage: int, **kwargs) -> dict:
+    student, teacher = (
+        tiny.record('stages', whose, stage) for whose in (True, False)
+    )
+    return dict(
+        student_recorders=tiny.recorders(),
+        teacher_recorders=tiny.recorders(),
+        connectors=dict(
+            fit=dict(
+                type='mmcakd.FitNetConnector',
+                inputs=dict(feature=student),
+                shape_like=teacher,
+            )
+        ),
+        distill_losses=dict(loss_fit=dict(type='mmcakd.MSELoss')),
+        loss_forward_mappings=dict(
+            loss_fit=dict(student=dict(connector='fit'), teacher=teacher)
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'frozen', 'stage'),
+    [
+        ('resnet', 4, 3),
+        ('resnet', 2, 1),
+        ('swin', 1, 0),
+        ('vit', 6, 2),
+        ('convnext', 3, 2),
+    ],
+)
+def test_stage_that_is_frozen_names_what_freezes_it(
+    tiny, backbone, frozen, stage
+):
+    """Even where a connector behind it would be trained."""
+    net = getattr(tiny, backbone)(frozen_stages=frozen)
+    options = dict(
+        architecture=tiny.classifier(net),
+        teacher=tiny.classifier(tiny.resnet()),
+    )
+    with pytest.raises(
+        ValueError, match=f"'loss_fit'.*frozen_stages={frozen}.*later stage"
+    ):
+        tiny.build_distillation(distiller=fitnet(tiny, stage), **options)
+    # The logits, and a stage after those, are trained.
+    tiny.build_distillation(distiller=tiny.logit_kd(), **options)
+    if frozen == 2:
+        tiny.build_distillation(distiller=fitnet(tiny, 2), **options)
+
+
+def test_student_that_is_frozen_by_hand_is_told(tiny):
+    student = tiny.build(tiny.classifier(tiny.resnet()))
+    student.backbone.requires_grad_(False)
+    options = dict(architecture=student, distiller=fitnet(tiny, 3))
+    with pytest.raises(ValueError, match='requires_grad.*train that'):
+        tiny.build_distillation(**options)
+    # Where it is not to be trained there is nothing to say.
+    tiny.build_distillation(**options, student_trainable=False)
+
+
 def test_images_of_another_size_than_the_projectors(tiny):
     model = tiny.build_distillation()
     with pytest.raises(ValueError, match='input_size'):

@@ -1,8 +1,11 @@
 """torchvision's classifiers as students and teachers."""
 
+import copy
+
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+from mmpretrain.models import TimmClassifier
 from mmpretrain.models.losses import LabelSmoothLoss
 from torchvision.models import get_model
 
@@ -87,6 +90,139 @@ def test_it_teaches_and_its_tail_is_replayed(tiny):
     tail = teacher.build_tail(3)
     assert teacher(tiny.batch()[0]).shape == (2, 5)
     assert tail(torch.rand(4, 16, 256)).shape == (4, 4, 512)
+
+
+# ------------------------------------------------- auxiliary classifiers
+
+
+@pytest.fixture(scope='module')
+def auxiliary():
+    """Classifiers whose networks return more in training."""
+    options = dict(num_classes=5, init_weights=False)
+    return {
+        name: TorchvisionClassifier(name, **options)
+        for name in ('googlenet', 'inception_v3')
+    }
+
+
+@pytest.mark.parametrize(
+    ('name', 'pixels', 'weight'),
+    [('googlenet', 64, 0.3), ('inception_v3', 299, 0.4)],
+)
+@pytest.mark.parametrize('soft', [False, True])
+def test_auxiliary_classifiers_learn_beside(
+    auxiliary, tiny, name, pixels, weight, soft
+):
+    model = auxiliary[name].train()
+    outputs = []
+    handle = model.model.register_forward_hook(
+        lambda module, inputs, output: outputs.append(output)
+    )
+    images, samples = tiny.batch(pixels=pixels, soft=soft)
+    losses = model.loss(images, samples)
+    handle.remove()
+    field = 'gt_score' if soft else 'gt_label'
+    labels = torch.stack([sample.get(field) for sample in samples])
+    labels = labels if soft else labels.flatten()
+    cross_entropy = torch.nn.functional.cross_entropy
+    logits, *others = outputs[0]
+    assert torch.allclose(losses['loss'], cross_entropy(logits, labels))
+    assert len(others) == (2 if name == 'googlenet' else 1)
+    expected = sum(cross_entropy(other, labels) for other in others) * weight
+    assert torch.allclose(losses['loss_aux'], expected)
+    # In evaluation they are none.
+    assert set(model.eval().loss(images, samples)) == {'loss'}
+
+
+def test_scores_are_those_of_the_last_classifier(auxiliary, tiny):
+    model = auxiliary['googlenet']
+    images, samples = tiny.batch()
+    recorder = LogitsRecorder()
+    recorder.initialize(model)
+    with recorder:
+        scores = model.train()(images)
+    assert scores.shape == (2, 5)
+    assert torch.equal(recorder.get_record_data(), scores)
+
+
+def test_student_with_auxiliary_classifiers_is_distilled(tiny):
+    student = CFG | dict(model_name='googlenet', init_weights=False)
+    model = tiny.build_distillation(
+        architecture=student,
+        teacher=tiny.classifier(tiny.resnet()),
+        distiller=tiny.logit_kd(),
+    ).train()
+    losses = model(*tiny.batch(4), mode='loss')
+    assert set(losses) == {
+        'student.loss',
+        'student.loss_aux',
+        'distill.loss_kd',
+    }
+    # Every weight learns.
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.student.parameters())
+
+
+class Deep(torch.nn.Module):
+    """Returns or needs another thing in training."""
+
+    def __init__(self, fails: bool) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(3, 5)
+        self.fails = fails
+
+    def forward(self, images):
+        scores = self.fc(images.mean((2, 3)))
+        if self.training and self.fails:
+            raise RuntimeError('no labels are given')
+        return (scores, scores) if self.training else scores
+
+
+@pytest.mark.parametrize(
+    ('fails', 'message'),
+    [
+        (False, 'returns 2 outputs, where TimmClassifier expects class score'),
+        (True, 'evaluation, but not in training: no labels are given'),
+    ],
+)
+def test_student_that_cannot_be_trained_is_refused(tiny, fails, message):
+    student = TimmClassifier('resnet10t', num_classes=5)
+    student.model = Deep(fails)
+    with pytest.raises(ValueError, match=message):
+        tiny.build_distillation(
+            architecture=student,
+            teacher=tiny.classifier(tiny.resnet()),
+            distiller=tiny.logit_kd(),
+        )
+
+
+def test_auxiliary_classifiers_of_timm_are_refused(tiny):
+    student = dict(type='TimmClassifier', model_name='inception_v3')
+    student |= dict(_scope_='mmpretrain', num_classes=5, aux_logits=True)
+    with pytest.raises(ValueError, match='without .aux_logits=False'):
+        tiny.build_distillation(
+            architecture=student,
+            teacher=tiny.classifier(tiny.resnet()),
+            distiller=tiny.logit_kd(),
+            input_size=299,
+        )
+
+
+def test_trying_the_student_leaves_no_trace(tiny):
+    drawn = []
+    for drop in (0.0, 0.5):
+        torch.manual_seed(0)
+        swin = tiny.swin(drop_path_rate=drop)
+        model = tiny.build_distillation(architecture=tiny.classifier(swin))
+        assert all(module.training for module in model.student.modules())
+        drawn.append(torch.get_rng_state())
+    # Stochastic depth draws no numbers that the run would miss.
+    assert torch.equal(*drawn)
+    student = tiny.build(tiny.classifier(tiny.resnet()))
+    weights = copy.deepcopy(student.state_dict())
+    tiny.build_distillation(architecture=student)
+    for key, value in weights.items():
+        assert torch.equal(student.state_dict()[key], value), key
 
 
 # -------------------------------------------------------------------- errors

@@ -1,208 +1,19 @@
 """The four stages of Hugging Face's image classifiers.
 
-Stand-ins have the paths of transformers' modules, and call and return as they
-do; with the package installed, its own models are tested as well.
+Each family is tested on a tiny model of its own classes, with random weights.
 """
 
-from types import SimpleNamespace
+import re
 
 import pytest
 import torch
+import transformers
+from mmpretrain.models import HuggingFaceClassifier
 from torch import nn
 
+from mmcakd.models.recorders import LogitsRecorder
 from mmcakd.models.stages import FAMILIES, find_family, find_taps
-
-PACKAGE = 'transformers.models.stand_in'
-
-
-class Embeddings(nn.Module):
-    def __init__(self, width, patch, extra):
-        super().__init__()
-        self.patch_embeddings = nn.Module()
-        self.patch_embeddings.projection = nn.Conv2d(3, width, patch, patch)
-        self.cls_token = nn.Parameter(torch.randn(1, extra, width))
-
-    def forward(self, images):
-        map_ = self.patch_embeddings.projection(images)
-        tokens = map_.flatten(2).transpose(1, 2)
-        cls = self.cls_token.expand(len(tokens), -1, -1)
-        return torch.cat((cls, tokens), 1), tuple(map_.shape[2:])
-
-
-class Layer(nn.Linear):
-    """Returns a tuple, as the layers of a ViT do."""
-
-    def forward(self, tokens):
-        return (super().forward(tokens),)
-
-
-class TokenModel(nn.Module):
-    """A ViT's modules."""
-
-    base_model_prefix = 'vit'
-
-    def __init__(self, extra=1, registers=0, norm=True):
-        super().__init__()
-        self.config = SimpleNamespace(num_register_tokens=registers)
-        self.embeddings = Embeddings(8, 16, extra + registers)
-        self.encoder = nn.Module()
-        self.encoder.layer = nn.ModuleList([Layer(8, 8) for _ in range(6)])
-        self.layernorm = nn.LayerNorm(8) if norm else nn.Identity()
-
-    def forward(self, images):
-        tokens, _ = self.embeddings(images)
-        for layer in self.encoder.layer:
-            tokens = layer(tokens)[0]
-        return self.layernorm(tokens)
-
-
-class Stage(nn.Module):
-    """Tokens after and before the downsampling, and their grids."""
-
-    def __init__(self, width, last):
-        super().__init__()
-        self.block = nn.Linear(width, width)
-        self.merge = None if last else nn.Linear(4 * width, 2 * width)
-
-    def forward(self, tokens, grid, *others):
-        tokens = before = self.block(tokens)
-        merged = grid
-        if self.merge:
-            map_ = tokens.unflatten(1, grid).unflatten(1, (-1, 2))
-            map_ = map_.unflatten(3, (-1, 2)).permute(0, 1, 3, 2, 4, 5)
-            merged = tuple(map_.shape[1:3])
-            tokens = self.merge(map_.flatten(1, 2).flatten(2))
-        return tokens, before, (*grid, *merged)
-
-
-class SwinModel(nn.Module):
-    __module__ = PACKAGE
-    base_model_prefix = 'swin'
-
-    def __init__(self):
-        super().__init__()
-        self.embeddings = Embeddings(4, 4, 0)
-        self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(
-            [Stage(4 * 2**i, i == 3) for i in range(4)]
-        )
-        self.layernorm = nn.LayerNorm(32)
-
-    def forward(self, images):
-        tokens, grid = self.embeddings(images)
-        for stage in self.encoder.layers:
-            tokens, _, grids = stage(tokens, grid, None, False)
-            grid = grids[2:]
-        return self.layernorm(tokens)
-
-
-class ConvModel(nn.Module):
-    """The modules of a ResNet or ConvNeXt."""
-
-    base_model_prefix = 'resnet'
-
-    def __init__(self):
-        super().__init__()
-        self.embedder = nn.Conv2d(3, 4, 4, 4)
-        self.encoder = nn.Module()
-        self.encoder.stages = nn.ModuleList(
-            [nn.Conv2d(4, 4, 1)] + [nn.Conv2d(4, 4, 2, 2) for _ in range(3)]
-        )
-
-    def forward(self, images):
-        map_ = self.embedder(images)
-        for stage in self.encoder.stages:
-            map_ = stage(map_)
-        return map_
-
-
-def named(name, parent, **arguments):
-    cls = type(name, (parent,), {'__module__': PACKAGE})
-    return lambda: cls(**arguments)
-
-
-PYRAMID = [(4, 16, 24), (4, 8, 12), (4, 4, 6), (4, 2, 3)]
-TOKENS = [
-    (4 * 2**i, 16 // 2**i, 24 // 2**i, 0) for i in range(4)
-]  # fmt: skip
-#: Network, and ``(C, H, W)`` of its stages for 64 x 96, with extra tokens.
-CASES = {
-    name: (named(name, parent, **arguments), expected)
-    for name, parent, arguments, expected in [
-        ('ResNetModel', ConvModel, {}, PYRAMID),
-        ('RegNetModel', ConvModel, {}, PYRAMID),
-        ('ConvNextModel', ConvModel, {}, PYRAMID),
-        ('ConvNextV2Model', ConvModel, {}, PYRAMID),
-        ('SwinModel', SwinModel, {}, TOKENS),
-        ('Swinv2Model', SwinModel, {}, TOKENS),
-        ('ViTModel', TokenModel, {}, [(8, 4, 6, 1)] * 4),
-        ('DeiTModel', TokenModel, dict(extra=2), [(8, 4, 6, 2)] * 4),
-        ('BeitModel', TokenModel, dict(norm=False), [(8, 4, 6, 1)] * 4),
-        ('Dinov2Model', TokenModel, {}, [(8, 4, 6, 1)] * 4),
-        (
-            'Dinov2WithRegistersModel',
-            TokenModel,
-            dict(registers=4),
-            [(8, 4, 6, 5)] * 4,
-        ),
-    ]
-}
-
-
-@pytest.mark.parametrize('name', CASES)
-def test_maps_and_extra_tokens(name, checks):
-    build, expected = CASES[name]
-    net, images = build(), torch.randn(2, 3, 64, 96)
-    assert find_family(net)[0] == f'transformers.{name}'
-    raw = checks.record(net, images, final_norm=False, extra_tokens=True)
-    assert checks.shapes(raw) == expected
-    maps = checks.record(net, images)
-    assert checks.shapes(maps) == [shape[:3] for shape in expected]
-    # The last map is the network's own.
-    own = net(images)
-    if own.ndim == 3:
-        own = own[:, own.shape[1] - 6 if 'Swin' in name else -24 :]
-        own = own.transpose(1, 2).unflatten(2, maps[3].shape[2:])
-    assert torch.equal(maps[3], own)
-
-
-def test_network_is_found_inside_a_classifier(checks):
-    class Classifier(nn.Module):
-        base_model_prefix = 'vit'
-
-        def __init__(self):
-            super().__init__()
-            self.vit = CASES['ViTModel'][0]()
-
-        def forward(self, images):
-            return self.vit(images)
-
-    class HuggingFaceClassifier(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = Classifier()
-
-        def forward(self, images):
-            return self.model(images)
-
-    model = HuggingFaceClassifier()
-    assert find_taps(model)[0].source == 'model.vit.encoder.layer.0'
-    assert find_taps(model)[3].source == 'model.vit.layernorm'
-    maps = checks.record(model, torch.rand(1, 3, 32, 48))
-    assert checks.shapes(maps) == [(8, 2, 3)] * 4
-
-
-def test_convolutional_networks_can_be_replayed(checks):
-    net = checks.ready(CASES['ConvNextModel'][0]())
-    checks.replay(net, torch.randn(2, 3, 64, 96))
-    for name in ('ViTModel', 'SwinModel'):
-        assert not checks.find_replayable(CASES[name][0]())
-
-
-def test_every_family_of_hugging_face_is_tested():
-    entries = {key for key in FAMILIES if key.startswith('transformers.')}
-    assert {f'transformers.{name}' for name in CASES} == entries
-
+from mmcakd.models.teachers import Teacher
 
 VIT = dict(
     hidden_size=16,
@@ -212,36 +23,240 @@ VIT = dict(
     image_size=64,
     patch_size=16,
 )
+SWIN = dict(
+    embed_dim=4,
+    depths=[1, 2, 1, 1],
+    num_heads=[1, 1, 2, 2],
+    window_size=2,
+    image_size=(64, 96),
+)
+RESNET = dict(
+    embedding_size=4,
+    hidden_sizes=[4, 8, 16, 32],
+    depths=[1, 1, 1, 1],
+    layer_type='basic',
+)
+CONVNEXT = dict(hidden_sizes=[4, 8, 16, 32], depths=[1, 1, 1, 1])
+PYRAMID = [(4, 16, 24), (8, 8, 12), (16, 4, 6), (32, 2, 3)]
+TOKENS = [(*stage, 0) for stage in PYRAMID]
+#: Arguments of each family's config, and ``(C, H, W)`` of its stages for 64 x
+#: 96, with extra tokens.
+CASES = {
+    'ResNet': (RESNET, PYRAMID),
+    'RegNet': (
+        RESNET | dict(layer_type='x', groups_width=4),
+        [(4, 16, 24), (8, 8, 12), (16, 4, 6), (32, 2, 3)],
+    ),
+    'ConvNext': (CONVNEXT, PYRAMID),
+    'ConvNextV2': (CONVNEXT, PYRAMID),
+    'Swin': (SWIN, TOKENS),
+    'Swinv2': (SWIN, TOKENS),
+    'ViT': (VIT, [(16, 4, 6, 1)] * 4),
+    'DeiT': (VIT, [(16, 4, 6, 2)] * 4),
+    'Beit': (VIT, [(16, 4, 6, 1)] * 4),
+    'Dinov2': (VIT, [(16, 4, 6, 1)] * 4),
+    'Dinov2WithRegisters': (
+        VIT | dict(num_register_tokens=4),
+        [(16, 4, 6, 5)] * 4,
+    ),
+}
+#: Families that take images of one size only, unless asked to adapt.
+FIXED_SIZE = ('ViT', 'DeiT', 'Beit')
+
+
+@pytest.fixture(scope='module')
+def save(tmp_path_factory):
+    """Save a tiny model as the hub has it: its config and its weights."""
+
+    def save(name: str, **kwargs) -> str:
+        fixed = dict(image_size=(64, 96)) if name in FIXED_SIZE else {}
+        config = getattr(transformers, f'{name}Config')(
+            **{**CASES[name][0], **fixed, 'num_labels': 5, **kwargs}
+        )
+        net = getattr(transformers, f'{name}ForImageClassification')(config)
+        folder = tmp_path_factory.mktemp(name)
+        net.save_pretrained(folder)
+        return str(folder)
+
+    return save
+
+
+@pytest.fixture(scope='module')
+def make(save):
+    """Build a tiny classifier in eval mode."""
+    return lambda name: HuggingFaceClassifier(save(name)).eval()
+
+
+def find_network(classifier: nn.Module) -> nn.Module:
+    net = classifier.model
+    return getattr(net, net.base_model_prefix)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_maps_and_extra_tokens(name, make, checks):
+    net, images = make(name), torch.randn(2, 3, 64, 96)
+    assert find_family(find_network(net))[0] == f'transformers.{name}Model'
+    raw = checks.record(net, images, final_norm=False, extra_tokens=True)
+    assert checks.shapes(raw) == CASES[name][1]
+    maps = checks.record(net, images)
+    assert checks.shapes(maps) == [shape[:3] for shape in CASES[name][1]]
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_last_map_is_the_last_hidden_state(name, make, checks):
+    net, images = make(name), torch.randn(2, 3, 64, 96)
+    last = checks.record(net, images, extra_tokens=True)[3]
+    with torch.no_grad():
+        own = find_network(net)(images).last_hidden_state
+    if own.ndim == 3:
+        tokens = last.map.flatten(2).transpose(1, 2)
+        last = torch.cat((last.extra, tokens), 1)
+    assert torch.equal(last, own)
 
 
 @pytest.mark.parametrize(
-    ('model', 'arguments', 'extra'),
-    [
-        ('ViT', VIT, 1),
-        ('DeiT', VIT, 2),
-        ('Beit', VIT, 1),
-        ('Dinov2', VIT, 1),
-        ('ResNet', dict(embedding_size=4, hidden_sizes=[4, 8, 16, 32]), None),
-        ('ConvNext', dict(hidden_sizes=[4, 8, 16, 32]), None),
-    ],
+    'name', [name for name in CASES if 'Swin' not in name]
 )
-def test_maps_are_the_hidden_states_of_transformers(
-    model, arguments, extra, checks
-):
-    transformers = pytest.importorskip(
-        'transformers', reason='transformers is not installed'
-    )
-    config = getattr(transformers, f'{model}Config')(**arguments)
-    net = getattr(transformers, f'{model}ForImageClassification')(config)
-    net.eval()
-    images = torch.randn(2, 3, 64, 64)
+def test_stages_are_among_the_hidden_states(name, make, checks):
+    net, images = make(name), torch.randn(2, 3, 64, 96)
     stages = checks.record(net, images, final_norm=False, extra_tokens=True)
     with torch.no_grad():
-        states = net(images, output_hidden_states=True).hidden_states
-    ends = (1, 2, 5, 6) if extra else (1, 2, 3, 4)
+        states = net.model(images, output_hidden_states=True).hidden_states
+    is_vit = len(CASES[name][1][0]) == 4
+    ends = (1, 2, 5, 6) if is_vit else (1, 2, 3, 4)
     for stage, end in zip(stages, ends, strict=True):
-        if extra:
+        if is_vit:
             tokens = stage.map.flatten(2).transpose(1, 2)
-            assert stage.extra.shape[1] == extra
             stage = torch.cat((stage.extra, tokens), 1)
         assert torch.equal(stage, states[end])
+
+
+@pytest.mark.parametrize('name', ['Swin', 'Swinv2'])
+def test_stages_of_a_swin_are_those_before_patches_merge(name, make, checks):
+    net, images = make(name), torch.randn(2, 3, 64, 96)
+    merged = {}
+    layers = find_network(net).encoder.layers
+    for index, layer in enumerate(layers[:3]):
+        layer.downsample.register_forward_pre_hook(
+            lambda module, inputs, index=index: merged.update(
+                {index: inputs[0].clone()}
+            )
+        )
+    stages = checks.record(net, images, final_norm=False)
+    for index, tokens in merged.items():
+        map_ = tokens.transpose(1, 2).unflatten(2, stages[index].shape[2:])
+        assert torch.equal(stages[index], map_)
+    assert len(merged) == 3
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_what_can_be_replayed(name, make, checks):
+    net = checks.ready(make(name))
+    if name in ('ResNet', 'RegNet', 'ConvNext', 'ConvNextV2'):
+        checks.replay(net, torch.randn(2, 3, 64, 96))
+    else:
+        assert not checks.find_replayable(net)
+
+
+def test_every_family_of_hugging_face_is_tested():
+    entries = {key for key in FAMILIES if key.startswith('transformers.')}
+    assert {f'transformers.{name}Model' for name in CASES} == entries
+
+
+# ------------------------------------------------------- in other releases
+
+
+def layers_of(path: str) -> nn.Module:
+    """A ViT as far as its taps are concerned."""
+    net = type('ViTModel', (nn.Module,), {'__module__': 'transformers'})()
+    net.config = transformers.ViTConfig()
+    net.layernorm = nn.LayerNorm(4)
+    parent, _, name = path.rpartition('.')
+    if parent:
+        setattr(net, parent, nn.Module())
+    blocks = nn.ModuleList(nn.Identity() for _ in range(12))
+    setattr(net.get_submodule(parent), name, blocks)
+    return net
+
+
+@pytest.mark.parametrize('path', ['layers', 'encoder.layer'])
+def test_layers_of_transformers_4_and_5_are_found(path):
+    sources = [tap.source for tap in find_taps(layers_of(path))]
+    assert sources == [*(f'{path}.{end}' for end in (1, 3, 9)), 'layernorm']
+
+
+def test_layers_elsewhere_name_the_releases_that_are_known():
+    version = re.escape(transformers.__version__)
+    with pytest.raises(ValueError, match=f'transformers {version} .* 5 and 4'):
+        find_taps(layers_of('trunk.blocks'))
+
+
+# ------------------------------------------------ as a student and a teacher
+
+
+def test_network_is_found_inside_a_classifier(make):
+    taps = find_taps(make('Dinov2'))
+    assert taps[0].source == 'model.dinov2.encoder.layer.0'
+    assert taps[3].source == 'model.dinov2.layernorm'
+
+
+@pytest.mark.parametrize('name', ['ViT', 'Beit', 'Swin', 'ResNet'])
+def test_classifier_reads_its_config_and_its_weights(name, save):
+    folder = save(name)
+    auto = transformers.AutoModelForImageClassification
+    own = auto.from_pretrained(folder).eval()
+    model = HuggingFaceClassifier(folder, pretrained=True).eval()
+    for key, value in own.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value), key
+    images = torch.randn(2, 3, 64, 96)
+    recorder = LogitsRecorder()
+    recorder.initialize(model)
+    with recorder, torch.no_grad():
+        expected = own(images).logits
+        assert torch.equal(model(images), expected)
+    assert torch.equal(recorder.get_record_data(), expected)
+    # Without its weights, and for another number of classes.
+    other = HuggingFaceClassifier(folder, num_labels=7)
+    assert Teacher(other)(images).shape == (2, 7)
+
+
+@pytest.mark.parametrize('name', ['ViT', 'Swin', 'ConvNext'])
+@pytest.mark.parametrize('teaches', [False, True])
+def test_stages_are_learnt_from_and_by(name, teaches, save, tiny):
+    folder = save(name, image_size=64)
+    hugging_face = dict(type='HuggingFaceClassifier', model_name=folder)
+    hugging_face |= dict(_scope_='mmpretrain')
+    other = tiny.classifier(tiny.resnet())
+    last = [tiny.record('stages', whose, 3) for whose in (True, False)]
+    distiller = dict(
+        student_recorders=tiny.recorders(),
+        teacher_recorders=tiny.recorders(),
+        connectors=dict(
+            fit=dict(
+                type='mmcakd.FitNetConnector',
+                inputs=dict(feature=last[0]),
+                shape_like=last[1],
+            )
+        ),
+        distill_losses=dict(
+            loss_fit=dict(type='mmcakd.MSELoss'),
+            loss_kd=dict(type='mmcakd.SoftTargetLoss'),
+        ),
+        loss_forward_mappings=dict(
+            loss_fit=dict(student=dict(connector='fit'), teacher=last[1]),
+            loss_kd=dict(
+                student=tiny.record('logits', True),
+                teacher=tiny.record('logits', False),
+            ),
+        ),
+    )
+    model = tiny.build_distillation(
+        architecture=other if teaches else hugging_face,
+        teacher=hugging_face if teaches else other,
+        distiller=distiller,
+    ).train()
+    losses = model(*tiny.batch(4), mode='loss')
+    model.parse_losses(losses)[0].backward()
+    gradients = [p.grad for p in model.student.parameters()]
+    assert any(g is not None and g.abs().sum() > 0 for g in gradients)
+    assert all(p.grad is None for p in model.teacher.parameters())
