@@ -5,6 +5,7 @@ from torch import nn
 
 from mmcakd.registry import MODELS
 
+from .traits import ComparesClasses, ComparesImages
 from .utils import check_same_classes, full_precision
 
 #: Added to the product of two norms, as in the paper's code: correlations of
@@ -49,7 +50,7 @@ def dist_loss(
 
 
 @MODELS.register_module()
-class DISTLoss(nn.Module):
+class DISTLoss(ComparesClasses, ComparesImages, nn.Module):
     r"""Match relations of predictions instead of their values.
 
     With the probabilities :math:`P = softmax(t / \tau)` and :math:`Q =
@@ -61,8 +62,9 @@ class DISTLoss(nn.Module):
             + \gamma (1 - mean_c \, \rho(Q_{:c}, P_{:c}))]
 
     The first term compares the classes of an image, the second the images of
-    the batch in a class. A row or column that is constant, such as one of a
-    batch of one, correlates with nothing and has no gradient.
+    the batch in a class. A row or column that is constant correlates with
+    nothing and has no gradient; so does every column of a batch of one image,
+    which is refused unless :math:`\gamma` is 0.
 
     Source: `Knowledge Distillation from A Stronger Teacher
     <https://arxiv.org/abs/2205.10536>`_, equations 8 to 10. The public code
@@ -77,7 +79,8 @@ class DISTLoss(nn.Module):
         loss_weight (float): Defaults to 1.
 
     Raises:
-        ValueError: Non-positive temperature, or class counts that differ.
+        ValueError: Non-positive temperature, class counts that differ or are
+            1, or a single image.
 
     Examples:
         >>> import torch
@@ -85,8 +88,8 @@ class DISTLoss(nn.Module):
         >>> logits = torch.tensor([[1., 2., 3.], [3., 1., 0.]])
         >>> f'{DISTLoss()(logits, logits):.4f}'
         '0.0000'
-        >>> f'{DISTLoss()(logits[:1], logits[:1]):.4f}'
-        '1.0000'
+        >>> f'{DISTLoss(gamma=0)(logits[:1], 2 * logits[:1]):.4f}'
+        '0.0287'
     """
 
     def __init__(
@@ -104,11 +107,17 @@ class DISTLoss(nn.Module):
         self.tau = tau
         self.loss_weight = loss_weight
 
+    @property
+    def min_images(self) -> int:
+        """Fewest images: a pair, if they are compared at all."""
+        return 2 if self.gamma else 1
+
     def forward(
         self, student: torch.Tensor, teacher: torch.Tensor
     ) -> torch.Tensor:
         """Compare logits ``(N, C)`` with logits ``(N, C)``."""
         check_same_classes(student, teacher)
+        self.check_batch_size(len(student))
         with torch.autocast(student.device.type, enabled=False):
             loss = dist_loss(
                 student, teacher.detach(), self.beta, self.gamma, self.tau
