@@ -7,9 +7,7 @@ from mmcakd.models.distillers.labels import read_labels
 
 def labelled(count: int = 3) -> list[DataSample]:
     return [
-        DataSample()
-        .set_gt_label(index)
-        .set_gt_score(torch.eye(4)[index] * 0.5)
+        DataSample().set_gt_label(index).set_gt_score(torch.eye(4)[index])
         for index in range(count)
     ]
 
@@ -22,7 +20,7 @@ def test_hard_labels_are_class_indices():
 
 def test_soft_labels_are_scores_of_all_classes():
     labels = read_labels(labelled(), 'soft')
-    assert torch.equal(labels, torch.eye(4)[:3] * 0.5)
+    assert torch.equal(labels, torch.eye(4)[:3])
 
 
 def test_auto_labels_are_soft_where_there_are_scores():
