@@ -191,10 +191,9 @@ class CrossArchDistill(SingleTeacherDistill):
         if unmixed and getattr(self.data_preprocessor, 'batch_augments', None):
             raise ValueError(
                 f'the distiller reads {sorted(unmixed)} labels, but the '
-                'images are mixed (MixUp, CutMix) by the augments of the '
-                "student's train_cfg, or by a hook such as SwitchRecipeHook: "
-                "remove them, or let the loss read dict(label='soft') or "
-                "'auto' if it can"
+                "student's train_cfg, or a hook such as SwitchRecipeHook, "
+                'mixes images (MixUp, CutMix): remove the augments, or let '
+                "the loss read dict(label='soft') or 'auto' if it can"
             )
 
     def _prepare_distiller(self) -> None:

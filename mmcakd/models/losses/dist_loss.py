@@ -63,8 +63,9 @@ class DISTLoss(ComparesClasses, ComparesImages, nn.Module):
 
     The first term compares the classes of an image, the second the images of
     the batch in a class. A row or column that is constant correlates with
-    nothing and has no gradient; so does every column of a batch of one image,
-    which is refused unless :math:`\gamma` is 0.
+    nothing and has no gradient. So does every column of a single image, which
+    is refused unless :math:`\gamma` is 0. Of two images the correlation is 1
+    or -1 and has no gradient either: without the first term it takes three.
 
     Source: `Knowledge Distillation from A Stronger Teacher
     <https://arxiv.org/abs/2205.10536>`_, equations 8 to 10. The public code
@@ -80,7 +81,7 @@ class DISTLoss(ComparesClasses, ComparesImages, nn.Module):
 
     Raises:
         ValueError: Non-positive temperature, class counts that differ or are
-            1, or a single image.
+            1, or too few images.
 
     Examples:
         >>> import torch
@@ -89,7 +90,7 @@ class DISTLoss(ComparesClasses, ComparesImages, nn.Module):
         >>> f'{DISTLoss()(logits, logits):.4f}'
         '0.0000'
         >>> f'{DISTLoss(gamma=0)(logits[:1], 2 * logits[:1]):.4f}'
-        '0.0287'
+        '0.0118'
     """
 
     def __init__(
@@ -109,8 +110,10 @@ class DISTLoss(ComparesClasses, ComparesImages, nn.Module):
 
     @property
     def min_images(self) -> int:
-        """Fewest images: a pair, if they are compared at all."""
-        return 2 if self.gamma else 1
+        """Fewest images of a batch, by what is compared."""
+        if not self.gamma:
+            return 1
+        return 2 if self.beta else 3
 
     def forward(
         self, student: torch.Tensor, teacher: torch.Tensor
