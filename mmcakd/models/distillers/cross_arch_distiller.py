@@ -265,19 +265,24 @@ class CrossArchDistiller(ConfigurableDistiller):
         return order
 
     def check_heads(self, student: nn.Module, teacher: nn.Module) -> None:
-        """Check that losses for one class an image read no other heads.
+        """Check that what is for one class an image reads no other heads.
 
         Raises:
             ValueError: A model has a multi-label head.
         """
         models = dict(student=student, teacher=teacher)
-        for name, mapping in self.loss_forward_mappings.items():
+        losses = [
+            (f'loss {name!r}', self.distill_losses[name], mapping)
+            for name, mapping in self.loss_forward_mappings.items()
+        ]
+        connectors = [
+            (f'connector {name!r}', self.connectors[name], mapping)
+            for name, mapping in self.connector_inputs.items()
+        ]
+        for name, part, mapping in (*losses, *connectors):
             references = list(mapping.values())
             labels = {reference.get('label') for reference in references}
-            if not (
-                compares_classes(self.distill_losses[name])
-                or labels & set(ONE_CLASS)
-            ):
+            if not (compares_classes(part) or labels & set(ONE_CLASS)):
                 continue
             for whose, model in models.items():
                 records = [
@@ -287,7 +292,7 @@ class CrossArchDistiller(ConfigurableDistiller):
                 ]
                 for head in filter(is_multi_label, heads_of(model, records)):
                     raise ValueError(
-                        f'{name} ({type(self.distill_losses[name]).__name__}) '
+                        f'{name} ({type(part).__name__}) '
                         f'is for images of one class, but the {whose} has a '
                         f'{type(head).__name__}, for images of several '
                         f'labels: {CURE_SEVERAL}'
