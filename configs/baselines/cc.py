@@ -7,14 +7,16 @@ distiller = dict(
             type='mmcakd.PooledEmbedding',
             embed_dims=128,
             inputs=dict(
-                feature=dict(recorder='stages', from_student=True, data_idx=3)
+                feature=dict(recorder='stages', from_student=True, data_idx=-1)
             ),
         ),
         embed_teacher=dict(
             type='mmcakd.PooledEmbedding',
             embed_dims=128,
             inputs=dict(
-                feature=dict(recorder='stages', from_student=False, data_idx=3)
+                feature=dict(
+                    recorder='stages', from_student=False, data_idx=-1
+                )
             ),
         ),
     ),

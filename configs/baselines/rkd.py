@@ -9,8 +9,8 @@ distiller = dict(
     ),
     loss_forward_mappings=dict(
         loss_rkd=dict(
-            student=dict(recorder='stages', from_student=True, data_idx=3),
-            teacher=dict(recorder='stages', from_student=False, data_idx=3),
+            student=dict(recorder='stages', from_student=True, data_idx=-1),
+            teacher=dict(recorder='stages', from_student=False, data_idx=-1),
         )
     ),
 )

@@ -22,6 +22,11 @@ LOSSES = dict(
     ),
     dkd=dict(loss_kd=dict(type='mmcakd.DKDLoss', alpha=1, beta=2, tau=1)),
     dist=dict(loss_kd=dict(type='mmcakd.DISTLoss', beta=1, gamma=1, tau=1)),
+    mld=dict(
+        loss_kd=dict(
+            type='mmcakd.BinaryTargetLoss', mode='kl', tau=1, loss_weight=1
+        )
+    ),
     fitnet={f'loss_s{i}': dict(type='mmcakd.MSELoss') for i in (1, 2, 3, 4)},
     cc=dict(loss_cc=dict(type='mmcakd.CCLoss', loss_weight=0.02)),
     rkd=dict(
@@ -151,7 +156,12 @@ def test_training_steps_lower_the_loss(name, pair, tiny):
 @every_pair
 def test_first_loss_of_a_logit_method_is_that_of_the_logits(pair, tiny):
     """The wiring: student, teacher and labels reach the right arguments."""
-    from mmcakd.models.losses import DISTLoss, DKDLoss, SoftTargetLoss
+    from mmcakd.models.losses import (
+        BinaryTargetLoss,
+        DISTLoss,
+        DKDLoss,
+        SoftTargetLoss,
+    )
 
     images, samples = indexed_batch(tiny)
     label = torch.tensor([index % tiny.classes for index in range(8)])
@@ -159,6 +169,7 @@ def test_first_loss_of_a_logit_method_is_that_of_the_logits(pair, tiny):
         ('kd', SoftTargetLoss(mode='kl'), ()),
         ('dkd', DKDLoss(), (label,)),
         ('dist', DISTLoss(), ()),
+        ('mld', BinaryTargetLoss(mode='kl'), ()),
     ):
         model = build(tiny, name, pair).eval()
         found = model(images, samples, mode='loss')['distill.loss_kd']
@@ -235,7 +246,7 @@ def test_crd_refuses_mixed_batches(tiny):
         build(tiny, 'crd', ('vit', 'resnet'), train_cfg=mixup)
 
 
-@pytest.mark.parametrize('name', ['kd', 'dkd', 'dist'])
+@pytest.mark.parametrize('name', ['kd', 'dkd', 'dist', 'mld'])
 def test_other_class_counts_are_refused_before_training(name, tiny):
     with pytest.raises(ValueError, match='num_classes'):
         tiny.build_distillation(

@@ -44,7 +44,7 @@ from mmcakd.registry import MODELS
 from mmcakd.utils.command_line import Command, describe_error
 from mmcakd.utils.export import without_pretraining
 
-#: Losses that compare triplets of images need three.
+#: Enough for losses that compare the images of a batch.
 BATCH = 3
 
 
@@ -180,7 +180,7 @@ class DryRun:
             samples = make_samples(BATCH, self.classes['student'])
         for recorders in self.recorders.values():
             for recorder in recorders:
-                recorder.stages_to_keep = {0, 1, 2, 3}
+                recorder.stages_to_keep = None
         for name, connector in distiller.connectors.items():
             connector.register_forward_hook(self._note_shape(name))
 

@@ -1,4 +1,4 @@
-"""List the model families whose four stages are known, as Markdown.
+"""List the model families whose stages are known, as Markdown.
 
 `docs/families.md` is what this prints; `--write` renews it.
 """
@@ -20,16 +20,16 @@ DOCS = Path(__file__).resolve().parents[2] / 'docs' / 'families.md'
 INTRO = """\
 # Families of models
 
-A **stage** is what a network knows at one resolution. Four stages are read of every model, student or teacher, from a convolutional network with
-strides 4, 8, 16 and 32 as much as from a ViT that keeps one grid from its first block to its last. A stage ends behind a module of the model;
-this is its **tap**: the module's path, the layout of what it returns, and where the grid of its tokens can be read. The recorder
+A **stage** is what a network knows at one resolution. Most models, student or teacher, have four, a convolutional network with strides 4, 8, 16
+and 32 as much as a ViT that keeps one grid from its first block to its last; a LeViT has three. `data_idx` of a reference is 0 for the first and -1
+for the last, and only a stage that is read has to exist. A stage ends behind a module of the model; this is its **tap**: the module's path, the layout of what it returns, and where the grid of its tokens can be read. The recorder
 `mmcakd.StageOutputs` finds the taps of the families below by itself, for their subclasses too.
 
-- **Layout.** `NCHW` are feature maps; `NHWC` and `NLC` are tokens, on their grid or in a row. Whatever it is, a stage is recorded as a map
+- **Layout.** `NCHW` are feature maps; `NHWC` and `NLC` are tokens, on their grid or in a row; `NLHWC` are tokens in windows. Whatever it is, a stage is recorded as a map
   `(N, C, H, W)`. Rectangular images keep their rectangular grid.
 - **Extra tokens** (class, distillation, register tokens) stand in front of the patch tokens and are left out. `extra_tokens=True` keeps them:
   a stage of tokens is then a `StageTokens(map, extra)`.
-- **Final norm.** Stage 4 is read behind the network's final norm where that works on the map; `final_norm=False` reads it before. Norms behind
+- **Final norm.** The last stage is read behind the network's final norm where that works on the map; `final_norm=False` reads it before. Norms behind
   the pooling are never in a stage.
 - **Blocks.** A family marked with * has no stages of its own. Of 12 blocks, stages end with the 2nd, 4th, 10th and 12th, of 24 with the 2nd, 4th,
   22nd and 24th, as in OFA-KD. `blocks=(2, 5, 8, 11)` names others, counted from 0; give `TeacherReplay` the same, and an
@@ -42,7 +42,7 @@ Paths are those of the smallest model of a family, inside the backbone; deeper o
 
 ## Naming taps by hand
 
-A model that is not listed needs four taps in the config. The error that says so lists the parts of the model.
+A model that is not listed needs taps in the config, one a stage. The error that says so lists the parts of the model.
 
 ```python
 stages = dict(
@@ -100,6 +100,7 @@ VIT = dict(embed_dims=16, num_layers=12, num_heads=2, feedforward_channels=32)
 #: narrower one of the same depth.
 MMPRETRAIN = dict(
     AlexNet={},
+    LeNet5={},
     VGG=dict(depth=11),
     InceptionV3={},
     ResNet=dict(depth=18),
@@ -147,8 +148,13 @@ MMPRETRAIN = dict(
     MixMIMTransformer=dict(
         arch=SWIN | dict(depths=[2, 2, 18, 2]), img_size=224
     ),
+    LeViT=dict(arch='128s'),
+    HiViT=dict(
+        arch=dict(embed_dims=16, depths=[2, 2, 20], num_heads=2), ape=False
+    ),
     MViT=dict(arch='tiny'),
     VisionTransformer=dict(arch=VIT),
+    RevVisionTransformer=dict(arch=VIT),
     BEiTViT=dict(arch=VIT),
     ViTEVA02=dict(arch=VIT),
     ViTSAM=dict(arch=VIT | dict(global_attn_indexes=[11])),
@@ -192,6 +198,7 @@ TIMM = dict(
     EfficientFormerV2='efficientformerv2_s0',
     EfficientNet='efficientnet_b0',
     EfficientVit='efficientvit_b0',
+    EfficientVitMsra='efficientvit_m0',
     FastVit='fastvit_t8',
     FasterNet='fasternet_t0',
     FocalNet='focalnet_tiny_srf',
@@ -219,6 +226,7 @@ TIMM = dict(
     ResNetV2='resnetv2_18',
     RexNet='rexnet_100',
     SENet='legacy_seresnet18',
+    SHViT='shvit_s1',
     StarNet='starnet_s050',
     SwiftFormer='swiftformer_xs',
     SwinTransformerV2Cr='swinv2_cr_tiny_224',
@@ -235,6 +243,11 @@ TIMM = dict(
     Sequencer2d='sequencer2d_s',
     SwinTransformer='swin_tiny_patch4_window7_224',
     SwinTransformerV2='swinv2_tiny_window8_256',
+    EfficientViM='efficientvim_m1',
+    PoolingVisionTransformer='pit_ti_224',
+    Visformer='visformer_tiny',
+    Nest='nest_tiny',
+    Levit='levit_128s',
     MultiScaleVit='mvitv2_tiny',
     Twins='twins_svt_small',
     VisionTransformer='vit_tiny_patch16_224',
@@ -302,13 +315,14 @@ def build(key: str) -> nn.Module:
 def has_tail(net: nn.Module) -> str:
     """Tell whether the stages of a teacher can be replayed."""
     able = []
-    for start in (1, 2, 3):
+    count = len(FAMILIES[find_family(net)[0]].taps(net))
+    for start in range(1, count):
         try:
-            build_tail(net, start)
+            build_tail(net, start, count)
         except ValueError:
             continue
         able.append(start)
-    return 'yes' if len(able) == 3 else 'no'
+    return 'yes' if able and len(able) == count - 1 else 'no'
 
 
 def code(words) -> str:
@@ -335,7 +349,7 @@ def row(key: str, classes: list[str]) -> str:
         code(classes) + star,
         family.examples,
         code(tap.source for tap in taps),
-        f'`{raw[3].source}`' if taps[3].raw else '',
+        f'`{raw[-1].source}`' if taps[-1].raw else '',
         merge(tap.layout for tap in raw),
         merge('' if tap.layout == 'NCHW' else tap.extra_tokens for tap in raw),
         merge(heads),
@@ -375,7 +389,7 @@ def render() -> str:
         lines += [
             f'## {title}\n',
             f'{where}\n',
-            '| class | models | taps of stages 1 to 4 | before the final '
+            '| class | models | taps of the stages | before the final '
             'norm | layout | extra tokens | OFA-KD head | tail |',
             '|' + ' --- |' * 8,
         ]
@@ -386,7 +400,7 @@ def render() -> str:
             else:
                 lines.append(row(key, classes[key]))
         if without:
-            lines += ['\n| class | why it has no four stages |']
+            lines += ['\n| class | why it has no stages |']
             lines += ['| --- | --- |', *without]
         lines.append('')
     return '\n'.join(lines)

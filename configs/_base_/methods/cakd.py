@@ -17,7 +17,7 @@ distiller = dict(
     loss_forward_mappings=dict(
         loss_adv=dict(
             student=dict(connector='glp'),
-            teacher=dict(recorder='stages', from_student=False, data_idx=3),
+            teacher=dict(recorder='stages', from_student=False, data_idx=-1),
         )
     ),
 )

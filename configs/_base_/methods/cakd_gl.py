@@ -11,7 +11,9 @@ distiller = dict(
             inputs=dict(
                 feature=dict(recorder='stages', from_student=True, data_idx=2)
             ),
-            shape_like=dict(recorder='stages', from_student=False, data_idx=3),
+            shape_like=dict(
+                recorder='stages', from_student=False, data_idx=-1
+            ),
         )
     ),
     distill_losses=dict(
@@ -21,7 +23,7 @@ distiller = dict(
     loss_forward_mappings=dict(
         loss_glp=dict(
             student=dict(connector='glp'),
-            teacher=dict(recorder='stages', from_student=False, data_idx=3),
+            teacher=dict(recorder='stages', from_student=False, data_idx=-1),
         )
     ),
 )

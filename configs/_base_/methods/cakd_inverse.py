@@ -12,7 +12,7 @@ distiller = dict(
         iglp=dict(
             type='mmcakd.GLPConnector',
             inputs=dict(
-                feature=dict(recorder='stages', from_student=True, data_idx=3)
+                feature=dict(recorder='stages', from_student=True, data_idx=-1)
             ),
             shape_like=dict(recorder='stages', from_student=False, data_idx=2),
         ),

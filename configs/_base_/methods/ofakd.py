@@ -20,7 +20,7 @@ distiller = dict(
             # Read once, for the width of the heads and the classes.
             shape_like=dict(
                 feature=dict(
-                    recorder='stages', from_student=False, data_idx=3
+                    recorder='stages', from_student=False, data_idx=-1
                 ),
                 logits=dict(recorder='logits', from_student=False),
             ),

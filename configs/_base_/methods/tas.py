@@ -28,13 +28,15 @@ distiller = dict(
             inputs=dict(
                 feature=dict(connector='assistant', connector_idx='feature')
             ),
-            shape_like=dict(recorder='stages', from_student=False, data_idx=3),
+            shape_like=dict(
+                recorder='stages', from_student=False, data_idx=-1
+            ),
         ),
         student_to_assistant=dict(
             type='mmcakd.PooledEmbedding',
             embed_dims=None,
             inputs=dict(
-                feature=dict(recorder='stages', from_student=True, data_idx=3)
+                feature=dict(recorder='stages', from_student=True, data_idx=-1)
             ),
             shape_like=dict(connector='assistant', connector_idx='feature'),
         ),
@@ -42,9 +44,11 @@ distiller = dict(
             type='mmcakd.PooledEmbedding',
             embed_dims=None,
             inputs=dict(
-                feature=dict(recorder='stages', from_student=True, data_idx=3)
+                feature=dict(recorder='stages', from_student=True, data_idx=-1)
             ),
-            shape_like=dict(recorder='stages', from_student=False, data_idx=3),
+            shape_like=dict(
+                recorder='stages', from_student=False, data_idx=-1
+            ),
         ),
     ),
     distill_losses=dict(
@@ -65,11 +69,11 @@ distiller = dict(
     loss_forward_mappings=dict(
         loss_nce_teacher_student=dict(
             student=dict(connector='student_to_teacher'),
-            teacher=dict(recorder='stages', from_student=False, data_idx=3),
+            teacher=dict(recorder='stages', from_student=False, data_idx=-1),
         ),
         loss_nce_teacher_assistant=dict(
             student=dict(connector='assistant_to_teacher'),
-            teacher=dict(recorder='stages', from_student=False, data_idx=3),
+            teacher=dict(recorder='stages', from_student=False, data_idx=-1),
         ),
         loss_nce_assistant_student=dict(
             student=dict(connector='student_to_assistant'),

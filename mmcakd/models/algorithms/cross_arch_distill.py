@@ -209,16 +209,18 @@ class CrossArchDistill(SingleTeacherDistill):
         self.student.to(memory_format=self.student_memory_format)
         self.input_size = self._find_input_size(input_size)
         self._check_labels()
+        self.distiller.check_heads(self.student, self.teacher.model)
         self._prepare_distiller()
 
     def _check_labels(self) -> None:
+        """Check that no image is mixed whose class or place is read."""
         unmixed = self.distiller.labels_read & {'hard', 'index'}
         if unmixed and getattr(self.data_preprocessor, 'batch_augments', None):
             raise ValueError(
                 f'the distiller reads {sorted(unmixed)} labels, but the '
-                "student's train_cfg mixes images (MixUp, CutMix): remove its "
-                "augments, or let the loss read dict(label='soft') or 'auto' "
-                'if it can'
+                "student's train_cfg, or a hook such as SwitchRecipeHook, "
+                'mixes images (MixUp, CutMix): remove the augments, or let '
+                "the loss read dict(label='soft') or 'auto' if it can"
             )
 
     def label_readers(self) -> dict[str, nn.Module]:
@@ -267,13 +269,14 @@ class CrossArchDistill(SingleTeacherDistill):
         return None
 
     def _run_example(self) -> list:
-        """Run both models on two images, as in a training step.
+        """Run both models on a few images, as in a training step.
 
         Returns:
             list: Their data samples, with labels if the student classifies
             images.
         """
-        inputs = example_images(2, self.input_size)
+        count = max(2, self.distiller.min_images)
+        inputs = example_images(count, self.input_size)
         samples = describe_images(len(inputs), self.input_size)
         was_training = self.student.training
         # MMPretrain freezes stages when a network is switched to training.
@@ -411,7 +414,13 @@ class CrossArchDistill(SingleTeacherDistill):
 
         Returns:
             dict[str, Tensor]: ``student.*`` and ``distill.*``.
+
+        Raises:
+            ValueError: Labels that a loss reads are not what it thinks.
         """
+        if self.training and not self.distillation_stopped:
+            # A hook may have switched mixing on since the last step.
+            self._check_labels()
         batch_inputs = batch_inputs.to(
             memory_format=self.student_memory_format
         )

@@ -240,14 +240,14 @@ class OFAHeadConnector(BaseConnector):
         """Build the heads.
 
         Args:
-            inputs (dict): ``stages``, the student's four stages.
+            inputs (dict): ``stages``, all stages of the student.
             like (dict[str, Tensor], optional): The teacher's last stage as
                 ``feature`` and its ``logits``.
         """
         if hasattr(self, 'heads'):
             return
         stages, like = inputs['stages'], like or {}
-        check_stages(stages, 'stages')
+        check_stages(stages, 'stages', self.stages, 'stages')
         if self.num_classes is None:
             if 'logits' not in like:
                 raise ValueError(

@@ -12,6 +12,7 @@ from ..stages import (
     build_tail,
     find_backbone,
     find_family,
+    find_taps,
     frozen_statistics,
     to_map,
 )
@@ -44,9 +45,11 @@ class Receiver:
 
     def __init__(self, model: nn.Module, blocks=None) -> None:
         self.model = model
+        last = len(find_taps(model, blocks))
         self.tail = build_tail(
             model,
-            from_stage=3,
+            from_stage=last - 1,
+            to_stage=last,
             blocks=blocks,
             skip_transition=True,
             fresh_extra_tokens=True,

@@ -111,8 +111,8 @@ class RouterConnector(BaseConnector):
         """Project each student stage once for each teacher stage.
 
         Args:
-            student (Sequence[Tensor]): The student's four stages.
-            teacher (Sequence[Tensor]): The teacher's four stages.
+            student (Sequence[Tensor]): All stages of the student.
+            teacher (Sequence[Tensor]): All stages of the teacher.
 
         Returns:
             dict[str, tuple]: ``student``: for each teacher stage, the
@@ -139,8 +139,8 @@ class RouterConnector(BaseConnector):
             student=(student, self.student_stages),
             teacher=(teacher, self.teacher_stages),
         )
-        for name, (maps, _) in sides.items():
-            check_stages(maps, name)
+        for name, (maps, stages) in sides.items():
+            check_stages(maps, name, stages, f'{name}_stages')
             for feature in maps:
                 check_map(feature, name)
         return tuple(

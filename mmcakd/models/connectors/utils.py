@@ -6,6 +6,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..stages import StageTokens
+
 
 def check_map(feature: torch.Tensor, name: str) -> None:
     """Check that an input is a map ``(N, C, H, W)``.
@@ -21,17 +23,30 @@ def check_map(feature: torch.Tensor, name: str) -> None:
         )
 
 
-def check_stages(stages: Any, name: str) -> None:
-    """Check that an input is the four stages of a model.
+def check_stages(
+    stages: Any, name: str, numbers: Sequence[int], argument: str
+) -> None:
+    """Check that an input is the stages of a model, with those to read.
+
+    Args:
+        stages (Any): The input.
+        name (str): Its name.
+        numbers (Sequence[int]): The stages to read, counted from 1.
+        argument (str): The argument that chooses them.
 
     Raises:
         ValueError: It is something else. The message names the input.
     """
-    if isinstance(stages, torch.Tensor) or len(stages) != 4:
+    if isinstance(stages, torch.Tensor | StageTokens):
         raise ValueError(
-            f'the input `{name}` should be the four stages of a model: '
+            f'the input `{name}` should be all stages of a model: '
             "dict(recorder='stages', from_student=...) with a recorder of "
             'type mmcakd.StageOutputs, without data_idx'
+        )
+    if max(numbers) > len(stages):
+        raise ValueError(
+            f'stage {max(numbers)} is read, but the input `{name}` has '
+            f'{len(stages)} stages: choose among them by `{argument}`'
         )
 
 

@@ -1,7 +1,7 @@
 """A distiller whose connectors form a graph."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from inspect import signature
 from typing import Any
 
@@ -17,11 +17,20 @@ from mmcakd.arguments import check_value
 from mmcakd.registry import MODELS
 
 from ..connectors import BaseConnector
+from ..losses import compares_classes
+from ..losses.utils import check_several_classes
 from ..recorders import LogitsRecorder, StageOutputsRecorder, unknown_tap
 from ..stages import find_backbone
 from ..teachers import Teacher
 from .errors import check_arguments, explain
-from .labels import read_labels
+from .labels import (
+    CURE_SEVERAL,
+    ONE_CLASS,
+    check_one_class,
+    heads_of,
+    is_multi_label,
+    read_labels,
+)
 from .references import check_reference
 
 Mapping = dict[str, dict]
@@ -52,7 +61,9 @@ class CrossArchDistiller(ConfigurableDistiller):
 
     ============================================  ========================
     ``dict(recorder=..., from_student=True,       a record; ``data_idx``
-    data_idx=3)``                                 picks a stage
+    data_idx=3)``                                 picks a stage, -1 the last,
+                                                  or the logits of one of
+                                                  several heads
     ``dict(recorder=..., from_student=True,       MMRazor's form: the record
     connector='name')``                           through a connector
                                                   without ``inputs``
@@ -64,6 +75,8 @@ class CrossArchDistiller(ConfigurableDistiller):
                                                   or CutMix
     ``dict(label='auto')``                        soft if the batch has such
                                                   labels, or else hard
+    ``dict(label='several')``                     ``(N, C)`` of images with
+                                                  any number of labels
     ``dict(label='index')``                       places of the images in the
                                                   data set, ``(N,)``
     ============================================  ========================
@@ -273,6 +286,46 @@ class CrossArchDistiller(ConfigurableDistiller):
             visit(name)
         return order
 
+    def check_heads(self, student: nn.Module, teacher: nn.Module) -> None:
+        """Check that what is for one class an image reads no other heads.
+
+        Raises:
+            ValueError: A model has a multi-label head.
+        """
+        models = dict(student=student, teacher=teacher)
+        losses = [
+            (f'loss {name!r}', self.distill_losses[name], mapping)
+            for name, mapping in self.loss_forward_mappings.items()
+        ]
+        connectors = [
+            (f'connector {name!r}', self.connectors[name], mapping)
+            for name, mapping in self.connector_inputs.items()
+        ]
+        for name, part, mapping in (*losses, *connectors):
+            references = list(mapping.values())
+            labels = {reference.get('label') for reference in references}
+            if not (compares_classes(part) or labels & set(ONE_CLASS)):
+                continue
+            for whose, model in models.items():
+                records = [
+                    reference
+                    for reference in references
+                    if reference.get('from_student') == (whose == 'student')
+                ]
+                for head in filter(is_multi_label, heads_of(model, records)):
+                    raise ValueError(
+                        f'{name} ({type(part).__name__}) '
+                        f'is for images of one class, but the {whose} has a '
+                        f'{type(head).__name__}, for images of several '
+                        f'labels: {CURE_SEVERAL}'
+                    )
+
+    @property
+    def min_images(self) -> int:
+        """Fewest images of a batch from which every loss learns."""
+        losses = self.distill_losses.values()
+        return max([getattr(loss, 'min_images', 1) for loss in losses] or [1])
+
     def _keep_only_stages_read(self) -> None:
         """Let the stage recorders drop the stages that nothing reads."""
         for from_student in (True, False):
@@ -411,7 +464,7 @@ class CrossArchDistiller(ConfigurableDistiller):
             if isinstance(recorder, StageOutputsRecorder)
         ]
         for recorder, _ in kept:
-            recorder.stages_to_keep = {0, 1, 2, 3}
+            recorder.stages_to_keep = None
         for name, connector in self.connectors.items():
             if isinstance(connector, BaseConnector):
                 with explain(f'connector {name!r}', {}):
@@ -425,13 +478,14 @@ class CrossArchDistiller(ConfigurableDistiller):
             connector = self.connectors[name]
             if isinstance(connector, BaseConnector):
                 like = self.connector_shape_like.get(name)
-                if like is not None:
-                    like = (
-                        self._resolve(like)
-                        if _is_reference(like)
-                        else self._gather(like)
-                    )
                 with explain(f'connector {name!r}', inputs):
+                    if like is not None:
+                        # Of several, what the connector asks for.
+                        like = (
+                            self._resolve(like)
+                            if _is_reference(like)
+                            else _OnDemand(like, self._resolve)
+                        )
                     connector.prepare(inputs, like)
                 connector.eval()
 
@@ -527,16 +581,22 @@ class CrossArchDistiller(ConfigurableDistiller):
         Raises:
             RuntimeError: A record is missing, or a loss has no gradient.
             ValueError: A loss asserts something of its inputs that they are
-                not.
+                not, or is for images of one class and some have several.
         """
+        if any(map(compares_classes, self.distill_losses.values())):
+            check_one_class(data_samples)
         self._start_step(data_samples)
         self._run_connectors(self.connector_order)
         losses = {}
         for name, mapping in self.loss_forward_mappings.items():
             inputs = self._gather(mapping)
+            loss = self.distill_losses[name]
+            if compares_classes(loss):
+                with explain(f'loss {name!r}', inputs, ValueError):
+                    check_several_classes(*inputs.values())
             # MMRazor's losses assert without a word.
             with explain(f'loss {name!r}', inputs, AssertionError):
-                losses[name] = self.distill_losses[name](**inputs)
+                losses[name] = loss(**inputs)
         self._end_step()
         if self.training and torch.is_grad_enabled():
             for name, loss in losses.items():
@@ -626,7 +686,7 @@ class CrossArchDistiller(ConfigurableDistiller):
         recorder: str,
         from_student: bool,
         record_idx: int = 0,
-        data_idx: int | None = None,
+        data_idx: int | str | None = None,
         connector: str | None = None,
         connector_idx: int | str | None = None,
     ) -> Any:
@@ -634,12 +694,16 @@ class CrossArchDistiller(ConfigurableDistiller):
 
         Raises:
             RuntimeError: Nothing was recorded.
+            ValueError: The record has no such part.
         """
         source = self._recorders(from_student).get_recorder(recorder)
+        whose = 'student' if from_student else 'teacher'
         try:
             data = source.get_record_data(record_idx, data_idx)
+        except ValueError as error:
+            where = f'{whose}_recorders.{recorder}'
+            raise ValueError(f'{where}: {error}') from error
         except (AssertionError, IndexError) as error:
-            whose = 'student' if from_student else 'teacher'
             raise RuntimeError(
                 f'{whose}_recorders.{recorder} ({source.source}) recorded '
                 f"nothing at record_idx={record_idx} in the {whose}'s "
@@ -671,6 +735,28 @@ def _refuse_unread(
     ):
         raise ValueError(problem)
     print_log(problem, 'current', level=logging.WARNING)
+
+
+class _OnDemand(dict):
+    """References by name that are resolved when they are asked for."""
+
+    def __init__(self, references: Mapping, resolve: Callable) -> None:
+        super().__init__(references)
+        self.resolve = resolve
+
+    def __getitem__(self, name: str) -> Any:
+        return self.resolve(super().__getitem__(name))
+
+    def get(self, name: str, default: Any = None) -> Any:
+        if name not in self:
+            return default
+        return self[name]
+
+    def values(self) -> Iterator[Any]:
+        return (self[name] for name in self)
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        return ((name, self[name]) for name in self)
 
 
 def _is_reference(like: dict) -> bool:

@@ -6,11 +6,12 @@ from torch import nn
 from mmcakd.arguments import NonNegative
 from mmcakd.registry import MODELS
 
+from .traits import ComparesImages
 from .utils import check_same_shape, full_precision
 
 
 @MODELS.register_module()
-class CCLoss(nn.Module):
+class CCLoss(ComparesImages, nn.Module):
     r"""Correlation congruence of embeddings, in the form that is compared.
 
     With :math:`\delta_n = |s_n - t_n|` of the embeddings of image :math:`n`
@@ -24,8 +25,7 @@ class CCLoss(nn.Module):
     authors; 0.02 and 128 are its weight and width.
 
     Both embeddings are trained, as there, so that no gradient is stopped
-    here. The teacher itself stays frozen. A batch of one has no pair and
-    gives 0.
+    here. The teacher itself stays frozen. A batch of one has no pair.
 
     Source: `Correlation Congruence for Knowledge Distillation
     <https://arxiv.org/abs/1904.01802>`_.
@@ -34,7 +34,7 @@ class CCLoss(nn.Module):
         loss_weight (float): :math:`w`. Defaults to 0.02.
 
     Raises:
-        ValueError: Embeddings whose shapes differ.
+        ValueError: Embeddings whose shapes differ, or a single image.
 
     Examples:
         >>> import torch
@@ -58,9 +58,9 @@ class CCLoss(nn.Module):
             'embeddings',
             'embed both with a mmcakd.PooledEmbedding of the same width',
         )
+        self.check_batch_size(len(student))
         with torch.autocast(student.device.type, enabled=False):
             delta = full_precision(student) - full_precision(teacher)
             delta = delta.abs()
-            num_pairs = max(len(delta) - 1, 1)
-            loss = (delta[:-1] * delta[1:]).sum() / num_pairs
+            loss = (delta[:-1] * delta[1:]).sum() / (len(delta) - 1)
         return self.loss_weight * loss

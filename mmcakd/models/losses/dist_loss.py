@@ -6,6 +6,7 @@ from torch import nn
 from mmcakd.arguments import NonNegative, Positive
 from mmcakd.registry import MODELS
 
+from .traits import ComparesClasses, ComparesImages
 from .utils import check_same_classes, full_precision
 
 #: Added to the product of two norms, as in the paper's code: correlations of
@@ -50,7 +51,7 @@ def dist_loss(
 
 
 @MODELS.register_module()
-class DISTLoss(nn.Module):
+class DISTLoss(ComparesClasses, ComparesImages, nn.Module):
     r"""Match relations of predictions instead of their values.
 
     With the probabilities :math:`P = softmax(t / \tau)` and :math:`Q =
@@ -62,8 +63,10 @@ class DISTLoss(nn.Module):
             + \gamma (1 - mean_c \, \rho(Q_{:c}, P_{:c}))]
 
     The first term compares the classes of an image, the second the images of
-    the batch in a class. A row or column that is constant, such as one of a
-    batch of one, correlates with nothing and has no gradient.
+    the batch in a class. A row or column that is constant correlates with
+    nothing and has no gradient. So does every column of a single image, which
+    is refused unless :math:`\gamma` is 0. Of two images the correlation is 1
+    or -1 and has no gradient either: without the first term it takes three.
 
     As in the public code, :math:`10^{-8}` is added to the product of the two
     norms that a correlation is divided by. A column of probabilities that
@@ -84,7 +87,8 @@ class DISTLoss(nn.Module):
         loss_weight (float): Defaults to 1.
 
     Raises:
-        ValueError: Non-positive temperature, or class counts that differ.
+        ValueError: Non-positive temperature, class counts that differ or are
+            1, or too few images.
 
     Examples:
         >>> import torch
@@ -92,8 +96,8 @@ class DISTLoss(nn.Module):
         >>> logits = torch.tensor([[1., 2., 3.], [3., 1., 0.]])
         >>> f'{DISTLoss()(logits, logits):.4f}'
         '0.0000'
-        >>> f'{DISTLoss()(logits[:1], logits[:1]):.4f}'
-        '1.0000'
+        >>> f'{DISTLoss(gamma=0)(logits[:1], 2 * logits[:1]):.4f}'
+        '0.0118'
     """
 
     def __init__(
@@ -109,11 +113,19 @@ class DISTLoss(nn.Module):
         self.tau = tau
         self.loss_weight = loss_weight
 
+    @property
+    def min_images(self) -> int:
+        """Fewest images of a batch, by what is compared."""
+        if not self.gamma:
+            return 1
+        return 2 if self.beta else 3
+
     def forward(
         self, student: torch.Tensor, teacher: torch.Tensor
     ) -> torch.Tensor:
         """Compare logits ``(N, C)`` with logits ``(N, C)``."""
         check_same_classes(student, teacher)
+        self.check_batch_size(len(student))
         with torch.autocast(student.device.type, enabled=False):
             loss = dist_loss(
                 student, teacher.detach(), self.beta, self.gamma, self.tau

@@ -7,6 +7,7 @@ from torch import nn
 from mmcakd.arguments import NonNegative, Positive
 from mmcakd.registry import MODELS
 
+from .traits import ComparesClasses
 from .utils import check_same_classes, full_precision, target_classes
 
 
@@ -45,7 +46,7 @@ def _kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
 
 
 @MODELS.register_module()
-class DKDLoss(nn.Module):
+class DKDLoss(ComparesClasses, nn.Module):
     r"""KD, with the target class and the others weighed separately.
 
     With :math:`p = softmax(t / \tau)`, :math:`q = softmax(s / \tau)`, the
@@ -111,8 +112,6 @@ class DKDLoss(nn.Module):
                 mixed by MixUp and CutMix, of which the largest is the target.
         """
         check_same_classes(student, teacher)
-        if student.shape[1] < 2:
-            raise ValueError('there are no other classes than the target')
         target = target_classes(label, student)
         with torch.autocast(student.device.type, enabled=False):
             loss = dkd_loss(

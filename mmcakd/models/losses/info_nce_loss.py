@@ -10,6 +10,7 @@ from torch import nn
 from mmcakd.arguments import NonNegative, Positive, PositiveOrInf
 from mmcakd.registry import MODELS
 
+from .traits import ComparesImages
 from .utils import check_same_shape, full_precision, pooled
 
 
@@ -32,7 +33,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 @MODELS.register_module()
-class InfoNCELoss(nn.Module):
+class InfoNCELoss(ComparesImages, nn.Module):
     r"""Find the teacher's feature of an image among those of the batch.
 
     With features :math:`s_n` and :math:`t_n` of unit length, of one image

@@ -11,6 +11,7 @@ from torch import nn
 from mmcakd.arguments import NonNegative, Positive
 from mmcakd.registry import MODELS
 
+from .traits import ComparesClasses
 from .utils import check_same_classes, full_precision, target_classes
 
 
@@ -43,7 +44,7 @@ def enhanced_targets(
 
 
 @MODELS.register_module()
-class OFALoss(nn.Module):
+class OFALoss(ComparesClasses, nn.Module):
     r"""Soft cross-entropy that raises the teacher's belief in the label.
 
     With :math:`p = softmax(t / \tau)`, :math:`q = softmax(s / \tau)` and the
@@ -80,7 +81,7 @@ class OFALoss(nn.Module):
     Raises:
         ValueError: Non-positive ``eps`` or ``tau``, an unknown
             ``exponent_on``, as many exponents as there are not student
-            logits, or class counts that differ.
+            logits, or class counts that differ or are 1.
 
     Examples:
         >>> import torch

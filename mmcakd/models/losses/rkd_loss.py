@@ -7,6 +7,7 @@ from torch import nn
 from mmcakd.arguments import NonNegative
 from mmcakd.registry import MODELS
 
+from .traits import ComparesImages
 from .utils import pooled
 
 
@@ -27,13 +28,13 @@ def relations(feature: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     distance = torch.linalg.vector_norm(difference, dim=-1)
     coincides = distance == 0
     direction = difference / distance.masked_fill(coincides, 1).unsqueeze(-1)
-    num_pairs = max(len(feature) * (len(feature) - 1), 1)
+    num_pairs = len(feature) * (len(feature) - 1)
     mean = distance.sum() / num_pairs
     return distance / mean.clamp_min(1e-12), direction @ direction.mT
 
 
 @MODELS.register_module()
-class RKDLoss(nn.Module):
+class RKDLoss(ComparesImages, nn.Module):
     r"""Match how the images of a batch lie to each other.
 
     With :math:`\ell` the Huber loss, :math:`d_{ij} = |x_i - x_j| / \mu` in
@@ -50,6 +51,9 @@ class RKDLoss(nn.Module):
     last stage, as in OFA-KD's comparison. As in the paper's code, the means
     run over all indices, equal ones included, whose terms are zero.
 
+    Two images have one distance, which is the mean, and no angle: the loss is
+    0 for ever on them, so that a batch has to have three.
+
     The differences take :math:`4 N^2 C` bytes for each network.
 
     Source: `Relational Knowledge Distillation
@@ -61,8 +65,8 @@ class RKDLoss(nn.Module):
         loss_weight (float): Factor on both. Defaults to 1.
 
     Raises:
-        ValueError: Features of other than two or four dimensions, or batches
-            that differ.
+        ValueError: Features of other than two or four dimensions, batches
+            that differ, or fewer than three images.
 
     Examples:
         >>> import torch
@@ -74,6 +78,8 @@ class RKDLoss(nn.Module):
         >>> RKDLoss()(line, corner)
         tensor(2.4456)
     """
+
+    min_images = 3
 
     def __init__(
         self,
@@ -95,11 +101,11 @@ class RKDLoss(nn.Module):
                 f'{len(student)} images of the student cannot be compared '
                 f'with {len(teacher)} of the teacher'
             )
+        student, teacher = pooled(student), pooled(teacher.detach())
+        self.check_batch_size(len(student))
         with torch.autocast(student.device.type, enabled=False):
-            student_distance, student_angle = relations(pooled(student))
-            teacher_distance, teacher_angle = relations(
-                pooled(teacher.detach())
-            )
+            student_distance, student_angle = relations(student)
+            teacher_distance, teacher_angle = relations(teacher)
             distance = F.smooth_l1_loss(student_distance, teacher_distance)
             angle = F.smooth_l1_loss(student_angle, teacher_angle)
         return self.loss_weight * (

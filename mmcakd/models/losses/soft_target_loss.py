@@ -9,6 +9,7 @@ from torch import nn
 from mmcakd.arguments import NonNegative, Positive
 from mmcakd.registry import MODELS
 
+from .traits import ComparesClasses
 from .utils import check_same_classes, full_precision
 
 
@@ -26,7 +27,7 @@ def soft_target_loss(
 
 
 @MODELS.register_module()
-class SoftTargetLoss(nn.Module):
+class SoftTargetLoss(ComparesClasses, nn.Module):
     r"""Match the student's class distribution to the teacher's.
 
     With :math:`p = softmax(t / \tau)` and :math:`q = softmax(s / \tau)`
@@ -48,7 +49,7 @@ class SoftTargetLoss(nn.Module):
 
     Raises:
         ValueError: Unknown mode, non-positive temperature, or class counts
-            that differ.
+            that differ or are 1.
 
     Examples:
         >>> import torch

@@ -1,5 +1,7 @@
 """What the losses share."""
 
+from typing import Any
+
 import torch
 
 
@@ -63,15 +65,29 @@ def target_classes(label: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
             f'{tuple(logits.shape)}; they should be class indices (N,) or '
             'scores (N, C): check `num_classes` of data_preprocessor'
         )
-    return label.argmax(1) if label.ndim == 2 else label
+    if label.ndim == 2:
+        return label.argmax(1)
+    classes = logits.shape[1]
+    if not ((label >= 0) & (label < classes)).all():
+        raise ValueError(
+            f'the labels run from {int(label.min())} to {int(label.max())}, '
+            f'but there are logits of {classes} classes; check `num_classes` '
+            'of the heads and the annotations'
+        )
+    return label
 
 
-def check_same_classes(student: torch.Tensor, teacher: torch.Tensor) -> None:
+def check_logits(student: torch.Tensor, teacher: torch.Tensor) -> None:
     """Check that logits ``(N, C)`` are of the same images and classes.
 
     Raises:
-        ValueError: Their shapes differ.
+        ValueError: They are of another shape, or their shapes differ.
     """
+    for logits in (student, teacher):
+        if logits.ndim != 2:
+            raise ValueError(
+                f'logits should be (N, C), but got {tuple(logits.shape)}'
+            )
     check_same_shape(
         student,
         teacher,
@@ -79,3 +95,28 @@ def check_same_classes(student: torch.Tensor, teacher: torch.Tensor) -> None:
         'teacher and student must be trained for the same classes in the same '
         'order (set `num_classes` of their heads)',
     )
+
+
+def check_same_classes(student: torch.Tensor, teacher: torch.Tensor) -> None:
+    """Check that logits ``(N, C)`` can be compared by a softmax.
+
+    Raises:
+        ValueError: See :func:`check_logits`; or there is a single class.
+    """
+    check_logits(student, teacher)
+    check_several_classes(student)
+
+
+def check_several_classes(*logits: Any) -> None:
+    """Check that there is more than one class in logits ``(N, C)``.
+
+    Raises:
+        ValueError: There is a single one.
+    """
+    if any(getattr(each, 'shape', ())[1:] == (1,) for each in logits):
+        raise ValueError(
+            'the softmax of a single logit is 1 whatever the logit, as there '
+            'are no other classes, and the loss 0 for ever: compare the '
+            'logits of sigmoids by mmcakd.BinaryTargetLoss, or set '
+            'num_classes=2 in both heads'
+        )

@@ -1,4 +1,4 @@
-"""The four stages of a model as feature maps."""
+"""The stages of a model as feature maps."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,6 +14,7 @@ from mmcakd.registry import TASK_UTILS
 from ..stages import (
     StageTokens,
     Tap,
+    find_backbone,
     find_taps,
     read_grid,
     to_map,
@@ -25,12 +26,16 @@ Stage = torch.Tensor | StageTokens
 
 @TASK_UTILS.register_module()
 class StageOutputsRecorder(ModuleOutputsRecorder):
-    """Record the four stages of a model as maps ``(N, C, H, W)``.
+    """Record the stages of a model as maps ``(N, C, H, W)``.
 
     In configs its type is ``mmcakd.StageOutputs``, and it needs no arguments:
     paths, layouts and grids are those of the model's family. Unless asked
     otherwise, class and other extra tokens are dropped, and the last stage is
     read after the network's final norm where that norm works on the map.
+
+    Most models have four stages. In one of ``n`` the ``data_idx`` of a
+    reference is 0 to ``n - 1``, or -1 for the last and so on. A model is asked
+    for the stages that are read and for no others.
 
     Args:
         final_norm (bool): False reads the last stage before the network's
@@ -42,12 +47,13 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
         blocks (Sequence[int], optional): For plain ViTs and MLPs, the last
             block of each of the four stages, 0-based. Defaults to the split
             of :func:`mmcakd.models.stages.split_blocks`.
-        taps (Sequence[dict], optional): Four dicts of
-            :class:`mmcakd.models.stages.Tap`'s arguments, for families that
-            are not known.
+        taps (Sequence[dict], optional): A dict of
+            :class:`mmcakd.models.stages.Tap`'s arguments for each stage, for
+            families that are not known.
 
     Raises:
-        ValueError: An unknown family, an unknown tap, or not four taps.
+        ValueError: A stage is read of an unknown family, or one that does not
+            exist; an unknown tap.
 
     Examples:
         >>> import torch
@@ -69,21 +75,34 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
         final_norm: bool = True,
         extra_tokens: bool = False,
     ) -> None:
-        super().__init__(source='four stages')
-        if taps is not None and len(taps) != 4:
-            raise ValueError(f'`taps` must name four stages, got {len(taps)}')
+        super().__init__(source='stages')
+        if taps is not None and not taps:
+            raise ValueError('`taps` must name at least one stage')
         self.blocks = blocks
         self.taps = [Tap(**tap) for tap in taps] if taps else []
         self.final_norm = final_norm
         self.extra_tokens = extra_tokens
-        #: Indices of the stages to keep; the distiller narrows it to those
-        #: that are read, so that no other feature stays in memory.
-        self.stages_to_keep = {0, 1, 2, 3}
+        #: Indices of the stages to keep, or None for all; the distiller
+        #: narrows it to those that are read, so that no other feature stays
+        #: in memory.
+        self.stages_to_keep: set[int] | None = None
         self._grids: dict[int, list[tuple[int, int]]] = {}
+        self._unknown: ValueError | None = None
+        self._network = 'model'
 
     def prepare_from_model(self, model: nn.Module | None = None) -> None:
-        """Hook the four taps and, for tokens, what tells their grid."""
-        self.taps = self.taps or find_taps(model, self.blocks)
+        """Hook the taps and, for tokens, what tells their grid."""
+        try:
+            self.taps = self.taps or find_taps(model, self.blocks)
+        except ValueError as error:
+            if self.stages_to_keep is None or self.stages_to_keep:
+                raise
+            # Until one is asked for.
+            self._unknown = error
+            return
+        self._network = type(find_backbone(model)[1]).__name__
+        if self.stages_to_keep is not None:
+            self.stages_to_keep = set(map(self._place, self.stages_to_keep))
         if not self.final_norm:
             self.taps = [tap.raw or tap for tap in self.taps]
         modules = dict(model.named_modules())
@@ -100,7 +119,8 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
                 )
 
     def _record(self, index: int, module, inputs, outputs: Any) -> None:
-        if self.recording and index in self.stages_to_keep:
+        kept = self.stages_to_keep
+        if self.recording and (kept is None or index in kept):
             feature = self.taps[index].pick(outputs)
             self._data_buffer[index].append(feature)
 
@@ -111,9 +131,13 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
     def get_record_data(
         self, record_idx: int = 0, data_idx: int | None = None
     ) -> Stage | tuple[Stage, ...]:
-        """Get one stage (``data_idx`` of 0 to 3) or a tuple of all four."""
+        """Get one stage, or a tuple of all of them."""
+        if self._unknown:
+            raise self._unknown
         if data_idx is None:
-            return tuple(self.get_record_data(record_idx, i) for i in range(4))
+            places = range(len(self.taps))
+            return tuple(self.get_record_data(record_idx, i) for i in places)
+        data_idx = self._place(data_idx)
         tap = self.taps[data_idx]
         if record_idx >= len(self._data_buffer[data_idx]):
             raise RuntimeError(
@@ -132,8 +156,21 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
 
     def reset_data_buffer(self) -> None:
         """Forget what was recorded."""
-        self._data_buffer = [[] for _ in range(4)]
-        self._grids = {index: [] for index in range(4)}
+        self._data_buffer = [[] for _ in self.taps]
+        self._grids = {index: [] for index in range(len(self.taps))}
+
+    def _place(self, data_idx: int) -> int:
+        """Count a stage from the first one."""
+        count = len(self.taps)
+        if not isinstance(data_idx, int) or not -count <= data_idx < count:
+            places = ', '.join(map(str, range(count)))
+            raise ValueError(
+                f'there is no stage data_idx={data_idx!r}: the '
+                f'{self._network} has {count} stage{"s"[: count - 1]}, with '
+                f'data_idx {places}, or -1 for the last; name others in the '
+                "recorder: taps=[dict(source='...'), ...]"
+            )
+        return data_idx % count
 
 
 def unknown_tap(path: str, modules: dict[str, nn.Module]) -> str:

@@ -10,7 +10,7 @@ from .taps import Family, Tap
 from .timm_families import TIMM
 from .torchvision_families import TORCHVISION
 
-#: Class name -> its family, or why it has no four stages. Names of MMPretrain
+#: Class name -> its family, or why it has no stages. Names of MMPretrain
 #: stand alone, others behind the name of their package. A subclass is found
 #: by its parent's entry.
 FAMILIES: dict[str, Family | str] = {
@@ -25,7 +25,7 @@ PACKAGES = ('timm', 'torchvision', 'transformers')
 
 EXAMPLE = (
     "dict(type='mmcakd.StageOutputs', taps=[dict(source='...', "
-    "layout='NCHW'), ... four in all])"
+    "layout='NCHW'), ...])"
 )
 
 
@@ -66,7 +66,7 @@ def find_family(net: nn.Module) -> tuple[str, Family | str] | None:
 def find_taps(
     model: nn.Module, blocks: Sequence[int] | None = None
 ) -> list[Tap]:
-    """List the taps of a model's four stages.
+    """List the taps of a model's stages.
 
     Args:
         model (nn.Module): A classifier, detector or bare backbone.
@@ -75,10 +75,11 @@ def find_taps(
             :func:`mmcakd.models.stages.split_blocks`.
 
     Returns:
-        list[Tap]: Four taps with paths relative to ``model``.
+        list[Tap]: Taps with paths relative to ``model``, in most families
+        four.
 
     Raises:
-        ValueError: The family is unknown, or has no four stages.
+        ValueError: The family is unknown, or has no stages.
 
     Examples:
         >>> from mmpretrain.models import ResNet
@@ -96,16 +97,10 @@ def find_taps(
     _, family = found
     if isinstance(family, str):
         raise ValueError(
-            f'{name} has no four stages: {family}. Other parts may be named '
+            f'{name} has no stages: {family}. Other parts may be named '
             f'in the recorder: {EXAMPLE}. {_candidates(prefix, net)}'
         )
-    taps = family.taps(net, blocks)
-    if len(taps) != 4:
-        raise ValueError(
-            f'{name} has {len(taps)} stages, but four are needed; name them '
-            "with `taps=[dict(source='...'), ...]`"
-        )
-    return [tap.inside(prefix) for tap in taps]
+    return [tap.inside(prefix) for tap in family.taps(net, blocks)]
 
 
 def _candidates(prefix: str, net: nn.Module) -> str:

@@ -62,10 +62,12 @@ def to_map(
 
     Args:
         feature (Tensor): ``(N, C, H, W)``, ``(N, H, W, C)`` or, with ``E``
-            leading class or register tokens, ``(N, E + H * W, C)``.
-        layout (str): ``'NCHW'``, ``'NHWC'`` or ``'NLC'``.
-        grid (tuple[int, int], optional): ``(H, W)`` of the patch tokens;
-            needed for ``'NLC'``.
+            leading class or register tokens, ``(N, E + H * W, C)``; or
+            windows of ``h * w`` places, ``(N, H * W, h, w, C)``, for a map of
+            ``(H * h, W * w)``.
+        layout (str): ``'NCHW'``, ``'NHWC'``, ``'NLC'`` or ``'NLHWC'``.
+        grid (tuple[int, int], optional): ``(H, W)`` of the patch tokens or
+            windows; needed for ``'NLC'`` and ``'NLHWC'``.
         extra_tokens (int): ``E``; these tokens have no place on the grid and
             are dropped.
 
@@ -85,6 +87,9 @@ def to_map(
         return feature
     if layout == 'NHWC':
         return feature.permute(0, 3, 1, 2)
+    if layout == 'NLHWC':
+        windows = feature.unflatten(1, grid).permute(0, 5, 1, 3, 2, 4)
+        return windows.flatten(4, 5).flatten(2, 3)
     tokens = feature[:, extra_tokens:]
     if grid is None or tokens.shape[1] != grid[0] * grid[1]:
         raise ValueError(
@@ -105,8 +110,8 @@ def to_stage_tokens(
 
     Args:
         feature (Tensor): See :func:`to_map`.
-        layout (str): ``'NHWC'`` or ``'NLC'`` for tokens, ``'NCHW'`` for a
-            feature map.
+        layout (str): ``'NHWC'``, ``'NLC'`` or ``'NLHWC'`` for tokens,
+            ``'NCHW'`` for a feature map.
         grid (tuple[int, int], optional): See :func:`to_map`.
         extra_tokens (int): See :func:`to_map`.
 
@@ -116,7 +121,7 @@ def to_stage_tokens(
     map_ = to_map(feature, layout, grid, extra_tokens)
     if layout == 'NCHW':
         return map_
-    tokens = feature.flatten(1, 2) if layout == 'NHWC' else feature
+    tokens = feature if layout == 'NLC' else to_tokens(map_)
     return StageTokens(map_, tokens[:, :extra_tokens])
 
 

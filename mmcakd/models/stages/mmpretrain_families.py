@@ -1,4 +1,4 @@
-"""The four stages of MMPretrain's backbones."""
+"""The stages of MMPretrain's backbones."""
 
 from dataclasses import replace
 
@@ -228,6 +228,39 @@ def _tinyvit(net: nn.Module) -> list[Tap]:
     return taps
 
 
+def _lenet(net: nn.Module) -> list[Tap]:
+    # Behind the activation of each convolution.
+    return chain(split_at(paths(net, 'features'), [1, 4, 7]))
+
+
+def _levit(net: nn.Module) -> list[Tap]:
+    return [
+        Tap(stage, 'NLC', grid=(side, side), steps=(stage,))
+        for stage, side in zip(
+            paths(net, 'stages'), net.resolutions, strict=True
+        )
+    ]
+
+
+def _hivit(net: nn.Module) -> list[Tap]:
+    # Patches stay windows of smaller ones up to the last stage; patch merging
+    # follows each of the others.
+    grid = tuple(net.patch_embed.patches_resolution)
+    ends = [
+        index - 1
+        for index, block in enumerate(net.blocks)
+        if type(block).__name__ == 'PatchMerge'
+    ]
+    windows = [Tap(f'blocks.{end}', 'NLHWC', grid=grid) for end in ends]
+    return [*windows, Tap(paths(net, 'blocks')[-1], 'NLC', grid=grid)]
+
+
+def _rev_vit(net: nn.Module) -> list[Tap]:
+    # Its blocks carry two streams, which are joined behind the last one.
+    extra = net.num_extra_tokens
+    return [Tap('fusion_layer', 'NLC', extra, 'patch_embed')]
+
+
 def _mvit(net: nn.Module) -> list[Tap]:
     ends = sorted(net.stage_indices)
     taps = [
@@ -312,6 +345,7 @@ def _mixer(net: nn.Module, blocks: Blocks) -> list[Tap]:
 MMPRETRAIN: dict[str, Family | str] = {
     # Convolutional networks
     'AlexNet': Family(_alexnet, 'AlexNet'),
+    'LeNet5': Family(_lenet, 'LeNet-5'),
     'VGG': Family(_vgg, 'VGG-11 to VGG-19, with and without BN'),
     'InceptionV3': Family(_inception, 'Inception V3'),
     'ResNet': Family(
@@ -353,11 +387,14 @@ MMPRETRAIN: dict[str, Family | str] = {
     'DaViT': Family(_swin, 'DaViT-T to -B'),
     'PCPVT': Family(_twins, 'Twins-PCPVT, Twins-SVT'),
     'MixMIMTransformer': Family(_mixmim, 'MixMIM-B'),
+    'LeViT': Family(_levit, 'LeViT-128S to -384'),
+    'HiViT': Family(_hivit, 'HiViT-T to -B'),
     'MViT': Family(_mvit, 'MViT V2-T to -L'),
     # Transformers without
     'VisionTransformer': Family(
         _plain_vit, 'ViT, DeiT, DeiT distilled, DeiT III', isotropic=True
     ),
+    'RevVisionTransformer': Family(_rev_vit, 'RevViT-S, -B'),
     'BEiTViT': Family(_plain_vit, 'BEiT, BEiT V2, EVA', isotropic=True),
     'ViTEVA02': Family(_plain_vit, 'EVA-02', isotropic=True),
     'ViTSAM': Family(_vit_sam, 'SAM image encoder', isotropic=True),
@@ -367,15 +404,7 @@ MMPRETRAIN: dict[str, Family | str] = {
     # Networks of MLPs
     'MlpMixer': Family(_mixer, 'MLP-Mixer', isotropic=True),
     'RepMLPNet': Family(_repmlp, 'RepMLP-B'),
-    # Without four stages
-    'LeNet5': 'two convolutions and no fourth resolution',
-    'LeViT': 'three stages, at strides 16, 32 and 64',
-    'HiViT': (
-        'three stages, the first two of which keep their tokens in windows'
-    ),
-    'RevVisionTransformer': (
-        'its blocks carry two streams, which only its last layer joins'
-    ),
+    # Without stages
     'SparseResNet': 'a ResNet inside SparK pre-training; use ResNet',
     'SparseConvNeXt': 'a ConvNeXt inside SparK pre-training; use ConvNeXt',
 }

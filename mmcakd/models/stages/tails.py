@@ -24,8 +24,9 @@ class Tail(nn.Module):
 
     Args:
         backbone (nn.Module): The network.
-        from_stage (int): The stage, 1 to 3, whose output the tail takes.
-        to_stage (int): The stage, up to 4, whose output it returns.
+        from_stage (int): The stage, counted from 1, whose output the tail
+            takes.
+        to_stage (int): The stage whose output it returns.
         blocks (Sequence[int], optional): The last block of each stage of an
             isotropic network.
         skip_transition (bool): Whether the tail begins behind the patch
@@ -230,9 +231,9 @@ class SwinTail(Tail):
             first += 1
         for index in range(first, self.to_stage):
             tokens, grid = self.run_stage(index, tokens, grid)
-        if self.to_stage == 4:
-            norm = getattr(self.backbone, 'norm3', nn.Identity())
-            tokens = norm(tokens)
+        if self.to_stage == len(self.taps):
+            name = f'norm{self.to_stage - 1}'
+            tokens = getattr(self.backbone, name, nn.Identity())(tokens)
         return tokens
 
     def run_stage(
@@ -359,14 +360,19 @@ def build_tail(
         ValueError: The family has no tail that can be replayed, or the stages
             are out of order.
     """
-    if not 1 <= from_stage < to_stage <= 4:
+    if not 1 <= from_stage < to_stage:
         raise ValueError(
-            'a tail runs from a stage of 1 to 3 to a later one of at most 4, '
-            f'got from_stage={from_stage}, to_stage={to_stage}'
+            'a tail runs from a stage of 1 or more to a later one, got '
+            f'from_stage={from_stage}, to_stage={to_stage}'
         )
     _, backbone = find_backbone(model)
     taps = find_taps(backbone, blocks)
     family, _ = find_family(backbone)
+    if to_stage > len(taps):
+        raise ValueError(
+            f'a {type(backbone).__name__} has {len(taps)} stages, so that its '
+            f'tail cannot run from stage {from_stage} to {to_stage}'
+        )
     if family in TAILS:
         return TAILS[family](backbone, from_stage, to_stage, blocks, **kwargs)
     if all(tap.steps for tap in taps[from_stage:to_stage]):

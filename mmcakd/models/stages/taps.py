@@ -22,7 +22,8 @@ class Tap:
 
     Args:
         source (str): Path of the module in the model.
-        layout (str): ``'NCHW'``, ``'NHWC'`` or ``'NLC'``.
+        layout (str): ``'NCHW'``, ``'NHWC'``, ``'NLC'`` or ``'NLHWC'``; see
+            :func:`mmcakd.models.stages.to_map`.
         extra_tokens (int): Class, distillation and register tokens in front
             of the patch tokens.
         grid_source (str, optional): Path of a module that tells the grid of
@@ -56,13 +57,14 @@ class Tap:
     transition: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        layouts = ('NCHW', 'NHWC', 'NLC')
+        layouts = ('NCHW', 'NHWC', 'NLC', 'NLHWC')
         if self.layout not in layouts:
             raise ValueError(
                 f'tap {self.source!r}: layout {self.layout!r} is not one of '
                 f'{layouts}'
             )
-        if self.layout == 'NLC' and not (self.grid_source or self.grid):
+        needs_grid = self.layout in ('NLC', 'NLHWC')
+        if needs_grid and not (self.grid_source or self.grid):
             raise ValueError(
                 f'tap {self.source!r}: tokens need `grid_source`, the module '
                 "whose output tells the grid, e.g. 'backbone.patch_embed'"

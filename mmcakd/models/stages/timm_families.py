@@ -1,4 +1,4 @@
-"""The four stages of timm's models."""
+"""The stages of timm's models."""
 
 from torch import nn
 
@@ -131,6 +131,41 @@ def _mixer(net: nn.Module, blocks: Blocks) -> list[Tap]:
     )
 
 
+def _named(net: nn.Module) -> list[Tap]:
+    # The first of what the modules return; norms lie behind the pooling.
+    return [Tap(info['module']) for info in net.feature_info]
+
+
+def _visformer(net: nn.Module) -> list[Tap]:
+    # Positions are added between the stages.
+    taps = _named(net)
+    taps[-1] = behind_norm(taps[-1], 'norm')
+    return taps
+
+
+def _nest(net: nn.Module) -> list[Tap]:
+    taps = chain(split_at(paths(net, 'levels'), range(len(net.levels))))
+    # The norm takes channels last, to which the network turns the map.
+    taps[-1] = behind_norm(taps[-1], 'norm', layout='NHWC', steps=None)
+    return taps
+
+
+def _levit(net: nn.Module) -> list[Tap]:
+    stages = paths(net, 'stages')
+    if net.use_conv:
+        return chain([[stage] for stage in stages])
+    # Each stage but the first begins with taking every second token.
+    grids = [
+        tuple(stage.downsample.attn_downsample.resolution)
+        for stage in net.stages[1:]
+    ]
+    grids.append(tuple((side + 1) // 2 for side in grids[-1]))
+    return [
+        Tap(stage, 'NLC', grid=grid, steps=(stage,))
+        for stage, grid in zip(stages, grids, strict=True)
+    ]
+
+
 def _mvit(net: nn.Module) -> list[Tap]:
     extra_tokens = int(net.cls_token is not None)
     taps = [
@@ -153,7 +188,7 @@ def _twins(net: nn.Module) -> list[Tap]:
     return taps
 
 
-#: Classes whose ``feature_info`` names four maps, with a model of each.
+#: Classes whose ``feature_info`` names the maps, with a model of each.
 DESCRIBED = dict(
     ByobNet='RepVGG, MobileOne, ResNeXt-GC',
     CPUBone='CPUBone',
@@ -169,6 +204,7 @@ DESCRIBED = dict(
     EfficientFormerV2='EfficientFormer V2',
     EfficientNet='EfficientNet, MobileNet V1 and V2, MNASNet',
     EfficientVit='EfficientViT of MIT',
+    EfficientVitMsra='EfficientViT of MSRA',
     FastVit='FastViT',
     FasterNet='FasterNet',
     FocalNet='FocalNet',
@@ -196,6 +232,7 @@ DESCRIBED = dict(
     ResNetV2='ResNet V2, BiT',
     RexNet='ReXNet',
     SENet='SENet',
+    SHViT='SHViT',
     StarNet='StarNet',
     SwiftFormer='SwiftFormer',
     SwinTransformerV2Cr='Swin V2-CR',
@@ -213,17 +250,6 @@ DESCRIBED_NHWC = dict(
     SwinTransformer='Swin',
     SwinTransformerV2='Swin V2',
 )
-#: Classes with one stage less.
-THREE_STAGES = (
-    'EfficientViM',
-    'EfficientVitMsra',
-    'Levit',
-    'Nest',
-    'PoolingVisionTransformer',
-    'SHViT',
-    'Visformer',
-)
-
 #: ``timm.`` and class name -> its family, or why it has none.
 TIMM: dict[str, Family | str] = {
     f'timm.{name}': entry
@@ -262,7 +288,11 @@ TIMM: dict[str, Family | str] = {
         'ConVit': Family(_convit, 'ConViT', isotropic=True),
         'Xcit': Family(_xcit, 'XCiT', isotropic=True),
         'MlpMixer': Family(_mixer, 'MLP-Mixer, ResMLP, gMLP', isotropic=True),
-        **dict.fromkeys(THREE_STAGES, 'three stages'),
+        'EfficientViM': Family(_named, 'EfficientViM'),
+        'PoolingVisionTransformer': Family(_named, 'PiT'),
+        'Visformer': Family(_visformer, 'Visformer'),
+        'Nest': Family(_nest, 'NesT'),
+        'Levit': Family(_levit, 'LeViT'),
         'Hiera': 'its tokens are ordered by mask units and not by rows',
     }.items()
 }

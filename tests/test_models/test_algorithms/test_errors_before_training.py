@@ -77,7 +77,19 @@ def classifier(tiny, backbone: dict, width: int) -> dict:
     )
 
 
-def test_unknown_family_of_the_student(tiny, refuse):
+def test_student_without_stages(tiny, refuse):
+    backbone = dict(type='SparseResNet', depth=50)
+    message = refuse(architecture=classifier(tiny, backbone, 16))
+    assert_names(
+        message,
+        'student_recorders.stages',
+        'SparseResNet',
+        'SparK',
+        'taps=[dict(',
+    )
+
+
+def test_student_without_the_stage_that_is_read(tiny, refuse):
     backbone = dict(
         type='RevVisionTransformer',
         arch=dict(
@@ -568,7 +580,7 @@ FAULTS = {
     ),
     'blocks that make no stages': (
         change('student_recorders', 'stages', taps=[dict(source='backbone')]),
-        ['four stages', 'got 1'],
+        ['student_recorders.stages', 'data_idx=2', 'ResNet has 1 stage,'],
     ),
     'replay from the last stage': (
         change('connectors', 'tail', from_stage=4),

@@ -257,10 +257,20 @@ def test_stages_outside_of_four_are_refused(stages):
 
 
 def test_a_single_stage_is_refused():
-    with pytest.raises(ValueError, match='four stages.*without data_idx'):
+    with pytest.raises(ValueError, match='all stages.*without data_idx'):
         build(torch.rand(2, 4, 8, 8))
-    with pytest.raises(ValueError, match='four stages'):
-        build(maps([4, 8, 16], [(4, 4), (2, 2), (1, 1)]))
+    with pytest.raises(ValueError, match='all stages.*without data_idx'):
+        build(tokens([8], [(4, 4)])[0])
+
+
+def test_only_stages_that_are_read_have_to_exist():
+    three = maps([4, 8, 16], [(4, 4), (2, 2), (1, 1)])
+    with pytest.raises(ValueError, match='stage 4.*3 stages.*`stages`'):
+        build(three)
+    heads = build(three, stages=(1, 3))
+    assert [tuple(logits.shape) for logits in heads(three)] == [
+        (2, heads.num_classes)
+    ] * 2
 
 
 def test_open_sizes_are_named():

@@ -172,11 +172,6 @@ def test_labels_that_do_not_fit_are_refused(shape):
     assert str(shape) in str(caught.value)
 
 
-def test_a_single_class_is_refused():
-    with pytest.raises(ValueError, match='no other classes'):
-        DKDLoss()(torch.rand(2, 1), torch.rand(2, 1), torch.tensor([0, 0]))
-
-
 @pytest.mark.parametrize('tau', [0.0, -1.0])
 def test_temperature_must_be_positive(tau):
     with pytest.raises(ValueError, match='tau should be a positive number'):

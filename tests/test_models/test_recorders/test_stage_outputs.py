@@ -249,10 +249,60 @@ def test_one_of_several_outputs_and_a_grid_known_beforehand():
 # -------------------------------------------------------------------- errors
 
 
+def test_taps_have_to_name_a_stage():
+    with pytest.raises(ValueError, match='at least one stage'):
+        StageOutputsRecorder(taps=[])
+
+
 @pytest.mark.parametrize('count', [1, 3, 5])
-def test_taps_have_to_be_four(count):
-    with pytest.raises(ValueError, match=f'four stages, got {count}'):
-        StageOutputsRecorder(taps=[dict(source='layer1')] * count)
+def test_a_model_has_as_many_stages_as_are_named(count, resnet):
+    names = ['maxpool', 'layer1', 'layer2', 'layer3', 'layer4'][-count:]
+    recorder = StageOutputsRecorder(taps=[dict(source=n) for n in names])
+    recorder.initialize(resnet)
+    with recorder:
+        resnet(torch.rand(1, 3, 64, 64))
+    stages = recorder.get_record_data()
+    assert len(stages) == count
+    for index in range(-count, count):
+        stage = recorder.get_record_data(data_idx=index)
+        assert torch.equal(stage, stages[index])
+    for index in (count, -count - 1, 'last'):
+        with pytest.raises(
+            ValueError, match=f'ResNet has {count} stage'
+        ) as caught:
+            recorder.get_record_data(data_idx=index)
+        assert repr(index) in str(caught.value)
+
+
+def test_a_stage_that_is_read_has_to_exist(resnet):
+    recorder = StageOutputsRecorder(taps=[dict(source='layer1')] * 2)
+    recorder.stages_to_keep = {-1, 2}
+    with pytest.raises(ValueError, match='data_idx=2.*2 stages.* 0, 1, or -1'):
+        recorder.initialize(resnet)
+
+
+def test_stages_to_keep_may_be_counted_from_the_end(resnet):
+    recorder = StageOutputsRecorder()
+    recorder.stages_to_keep = {-1, 1}
+    recorder.initialize(resnet)
+    with recorder:
+        resnet(torch.rand(1, 3, 64, 64))
+    assert [len(records) for records in recorder.data_buffer] == [0, 1, 0, 1]
+    recorder.get_record_data(data_idx=3)
+
+
+def test_family_without_stages_is_an_error_where_one_is_read():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1))
+    with pytest.raises(ValueError, match='no stages are known'):
+        StageOutputsRecorder().initialize(net)
+    recorder = StageOutputsRecorder()
+    recorder.stages_to_keep = set()
+    recorder.initialize(net)
+    with recorder:
+        net(torch.rand(1, 3, 2, 2))
+    for data_idx in (0, None):
+        with pytest.raises(ValueError, match='no stages are known'):
+            recorder.get_record_data(data_idx=data_idx)
 
 
 @pytest.mark.parametrize(

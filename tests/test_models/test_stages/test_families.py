@@ -9,6 +9,7 @@ from torch import nn
 from mmcakd.models.stages import (
     FAMILIES,
     Tap,
+    build_tail,
     check_blocks,
     find_backbone,
     find_family,
@@ -221,14 +222,24 @@ def test_class_of_timm_is_never_taken_for_one_of_mmpretrain():
     assert find_family(AlexNet()) is None
 
 
-@pytest.mark.parametrize('stages', [3, 5])
-def test_another_number_of_stages_is_refused(stages):
+@pytest.mark.parametrize('stages', [2, 3, 5])
+def test_a_network_has_the_stages_it_was_built_with(stages):
     arch = dict(embed_dims=8, depths=[1] * stages, num_heads=[1] * stages)
     net = mm.SwinTransformer(
-        arch, img_size=64, window_size=2, out_indices=(stages - 1,)
+        arch, img_size=128, window_size=2, out_indices=(stages - 1,)
     )
-    with pytest.raises(ValueError, match=f'{stages} stages.*four.*taps'):
-        find_taps(net)
+    net.eval()
+    images = torch.rand(1, 3, 128, 128)
+    maps = record_stages(net, images)
+    widths = [8 * 2**index for index in range(stages)]
+    assert [map_.shape[1] for map_ in maps] == widths
+    assert torch.equal(maps[-1], net(images)[-1])
+    tail = build_tail(net, stages - 1, stages)
+    net(images)
+    tokens = [map_.flatten(2).transpose(1, 2) for map_ in maps]
+    assert torch.equal(tail(tokens[-2]), tokens[-1])
+    with pytest.raises(ValueError, match=f'has {stages} stages'):
+        build_tail(net, 1, stages + 1)
 
 
 # --------------------------------------------------------------------- taps

@@ -912,7 +912,9 @@ def test_every_entry_with_stages_is_tested():
         for key, entry in FAMILIES.items()
         if '.' not in key and not isinstance(entry, str)
     }
-    assert tested == entries
+    # Of other numbers of stages, with tests of their own.
+    others = {'LeNet5', 'LeViT', 'HiViT', 'RevVisionTransformer'}
+    assert tested | others == entries
 
 
 def test_every_entry_is_a_class_of_mmpretrain():
@@ -924,18 +926,14 @@ def test_every_entry_is_a_class_of_mmpretrain():
 @pytest.mark.parametrize(
     ('net', 'reason'),
     [
-        (lambda: mm.LeNet5(), 'two convolutions'),
-        (lambda: build('LeViT', arch='128s'), 'three stages'),
-        (lambda: mm.HiViT('tiny'), 'three stages'),
-        (lambda: mm.RevVisionTransformer('deit-tiny'), 'two streams'),
         (lambda: build('SparseResNet', depth=50), 'SparK'),
         (lambda: build('SparseConvNeXt'), 'SparK'),
     ],
-    ids=['LeNet5', 'LeViT', 'HiViT', 'RevViT', 'ResNet', 'ConvNeXt'],
+    ids=['ResNet', 'ConvNeXt'],
 )
-def test_family_without_four_stages_says_why(net, reason):
+def test_family_without_stages_says_why(net, reason):
     net = net()
-    with pytest.raises(ValueError, match='has no four stages') as caught:
+    with pytest.raises(ValueError, match='has no stages') as caught:
         find_taps(net)
     message = str(caught.value)
     assert type(net).__name__ in message
