@@ -40,6 +40,7 @@ from rich.table import Table
 
 import mmcakd  # noqa: F401
 from mmcakd.engine.launcher import parse_run_args, prepare_cpu_launcher
+from mmcakd.engine.safeguards import add_safeguards
 from mmcakd.utils import Command, FolderLock, describe_commit
 from mmcakd.utils.downstream import (
     SCRATCH,

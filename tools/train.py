@@ -11,6 +11,8 @@ from mmengine.runner import Runner
 import mmcakd  # noqa: F401
 from mmcakd.engine.launcher import parse_run_args, prepare_cpu_launcher
 from mmcakd.engine.safeguards import add_safeguards
+from mmcakd.engine.schedule import rescale_epochs
+from mmcakd.utils import Command
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,6 +25,11 @@ def parse_args() -> argparse.Namespace:
         const='auto',
         help='resume from this checkpoint, or without a value from the '
         'newest one in the work directory that can be read, if there is one',
+    )
+    parser.add_argument(
+        '--epochs',
+        type=int,
+        help='train for so many epochs, on the same schedule',
     )
     parser.add_argument(
         '--max-hours',
@@ -97,21 +104,26 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
             )
         cfg.auto_scale_lr.enable = True
     cfg.merge_from_dict(args.cfg_options)
+    if args.epochs is not None:
+        rescale_epochs(cfg, args.epochs)
     add_safeguards(cfg)
     if args.max_hours is not None:
         cfg.default_hooks.stop.max_hours = args.max_hours
     set_dataloader_defaults(cfg)
 
 
-def main() -> None:
+def main(command: Command) -> None:
     args = parse_args()
     cfg = Config.fromfile(args.config)
     merge_args(cfg, args)
     if args.launcher != 'none':
         prepare_cpu_launcher(cfg)
     build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
-    build(cfg).train()
+    runner = build(cfg)
+    command.trains(runner)
+    runner.train()
 
 
 if __name__ == '__main__':
-    main()
+    with Command() as command:
+        main(command)

@@ -8,6 +8,7 @@ SAFEGUARDS = dict(
     training_set='mmcakd.TrainingSetHook',
     non_finite='mmcakd.NonFiniteHook',
     stop='mmcakd.CleanStopHook',
+    recipe='mmcakd.RecipeCheckHook',
 )
 
 
@@ -24,7 +25,7 @@ def add_safeguards(cfg: Config) -> None:
         >>> cfg = Config(dict(default_hooks=dict(stop=None)))
         >>> add_safeguards(cfg)
         >>> sorted(cfg.default_hooks)
-        ['non_finite', 'seed', 'stop', 'training_set']
+        ['non_finite', 'recipe', 'seed', 'stop', 'training_set']
         >>> cfg.default_hooks.stop is None
         True
     """

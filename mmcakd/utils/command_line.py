@@ -23,7 +23,7 @@ class Command:
     shown.
 
     A command that trains calls :meth:`trains` with its Runner: an error after
-    the first step is shown whole::
+    the first step is shown whole, unless a loss is not finite::
 
         with Command() as command:
             runner = Runner.from_cfg(cfg)
@@ -50,7 +50,10 @@ class Command:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if not isinstance(error, Exception) or self.has_begun:
+        if not isinstance(error, Exception):
+            return
+        # A loss that is not finite says all there is to say.
+        if self.has_begun and not isinstance(error, FloatingPointError):
             return
         if os.environ.get(TRACEBACK, '0') not in ('', '0'):
             return

@@ -411,7 +411,9 @@ def export_student(
         replacing(out) as checkpoint_file,
     ):
         plain.dump(config_file)
-        torch.save(dict(meta=meta, state_dict=weights), checkpoint_file)
+        # A file of Python's tells of a full disk as others do.
+        with open(checkpoint_file, 'wb') as file:
+            torch.save(dict(meta=meta, state_dict=weights), file)
         try:
             _verify(config_file, checkpoint_file)
         except RuntimeError as error:

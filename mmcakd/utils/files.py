@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and read with suspicion."""
 
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,9 @@ try:
     import fcntl
 except ImportError:  # not on Windows, where nothing is locked
     fcntl = None  # type: ignore[assignment]
+
+#: Errors of a disk, a quota or a limit that is full.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -48,6 +52,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(written, path)
         if os.name == 'posix':
             _flush(path.parent)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise OSError(
+            error.errno,
+            f'{path} cannot be written ({error.strerror}); what was there '
+            'before is as it was',
+        ) from error
     finally:
         written.unlink(missing_ok=True)
 

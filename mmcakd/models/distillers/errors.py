@@ -44,9 +44,20 @@ def explain(
         shapes = ', '.join(
             f'{name} {_shape(value)}' for name, value in inputs.items()
         )
+        problem = str(error) or type(error).__name__
+        several = [
+            name
+            for name, value in inputs.items()
+            if isinstance(value, list | tuple | dict)
+        ]
+        if several and isinstance(error, AttributeError | TypeError):
+            # What it does with a tensor cannot be done with several.
+            problem = (
+                f'{" and ".join(several)} should be one tensor; pick a stage '
+                'by data_idx, or an output of a connector by connector_idx'
+            )
         raise ValueError(
-            f'{what} does not accept its inputs ({shapes}): '
-            f'{error or type(error).__name__}'
+            f'{what} does not accept its inputs ({shapes}): {problem}'
         ) from error
 
 
