@@ -17,6 +17,8 @@ import mmengine.registry
 from mmengine.config import Config
 from mmengine.registry import Registry
 
+from .files import bounded_recursion
+
 #: As MMEngine writes what has no literal.
 _NUMBERS = dict(inf=float('inf'), nan=float('nan'))
 
@@ -60,29 +62,34 @@ def read_config_text(text: str, source: str | Path) -> Config:
         >>> cfg.clip.max_norm, cfg.lr
         (inf, Unreadable('max(0.1, 0.2)'))
     """
-    settings = {}
     try:
-        for line in ast.parse(text).body:
-            match line:
-                case ast.Expr(value=ast.Constant()):
-                    continue  # a docstring
-                case ast.Assign(targets=names) if all(
-                    isinstance(name, ast.Name) for name in names
-                ):
-                    value = _read(line.value)
-                    settings |= {name.id: value for name in names}
-                case _:
-                    raise refusal(
-                        source,
-                        f'line {line.lineno} of it, {_shown(line)!r}, is '
-                        'code, which is not run',
-                    )
-        return Config(settings)
+        with bounded_recursion():
+            return Config(_read_settings(text, source))
     except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise refusal(source, 'it cannot be parsed') from error
     except KeyError as error:
         # A name that MMEngine keeps for itself.
         raise refusal(source, str(error.args[0])) from error
+
+
+def _read_settings(text: str, source: str | Path) -> dict:
+    settings = {}
+    for line in ast.parse(text).body:
+        match line:
+            case ast.Expr(value=ast.Constant()):
+                continue  # a docstring
+            case ast.Assign(targets=names) if all(
+                isinstance(name, ast.Name) for name in names
+            ):
+                value = _read(line.value)
+                settings |= {name.id: value for name in names}
+            case _:
+                raise refusal(
+                    source,
+                    f'line {line.lineno} of it, {_shown(line)!r}, is code, '
+                    'which is not run',
+                )
+    return settings
 
 
 def read_dumped_config(path: str | Path) -> Config:

@@ -134,6 +134,8 @@ def test_code_between_settings_is_refused(line, tmp_path):
         'no (python',
         'a = [' * 300,
         'a = ' + '-' * 200_000 + '1',
+        'a = x' + '.a' * 100_000,
+        'a = 1' + '+1' * 100_000,
         'a = 1\0',
         'a = 0777',
         'filename = 3',

@@ -135,6 +135,7 @@ def test_json_is_read_as_it_was_written(tmp_path):
         b'\xff\xfe{',
         b'[1, 2]',
         b'null',
+        b'[' * 100_000,
         b'\x89PNG\r\n',
     ],
 )
