@@ -130,7 +130,8 @@ def test_every_python_tool_tells_its_errors_in_one_sentence():
         for path in tools
         if 'with Command()' not in path.read_text()
     ]
-    assert set(without) <= {'tools/train.py'}
+    # The second may have to run without this package.
+    assert set(without) <= {'tools/train.py', 'tools/foreign_tests/run.py'}
 
 
 def test_missing_teacher_ends_in_a_few_lines(tmp_path):
