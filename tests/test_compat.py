@@ -728,6 +728,102 @@ assert called.count('after_val_epoch') == 1, called
     assert done.returncode == 0, done.stderr
 
 
+# -------------------------------------------------------------- checkpoints
+
+
+def test_what_mmengine_downloads_is_run_without_the_fix(tmp_path):
+    done = run_without(
+        'read_checkpoints_safely',
+        f"""
+        import os, torch
+        from mmengine.runner import CheckpointLoader
+
+        class Hostile:
+            def __reduce__(self):
+                return os.mkdir, ({str(tmp_path / 'mark')!r},)
+
+        torch.hub.set_dir({str(tmp_path)!r})
+        os.makedirs({str(tmp_path / 'checkpoints')!r})
+        torch.save(Hostile(), {str(tmp_path / 'checkpoints/far.pth')!r})
+        CheckpointLoader.load_checkpoint('https://models.example/far.pth')
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'mark').is_dir()
+
+
+def test_mmengine_opens_checkpoints_by_the_reader(tmp_path):
+    from mmengine.runner import CheckpointLoader
+
+    for path in (str(tmp_path / 'a.pth'), 'https://models.invalid/a.pth'):
+        loader = CheckpointLoader._get_checkpoint_loader(path)
+        assert loader.__module__ == compat.__name__
+        # MMEngine tells users by it where a file comes from.
+        assert loader.__name__ in ('load_from_local', 'load_from_http')
+
+
+def test_resuming_is_checked_for_every_runner(tmp_path):
+    from types import SimpleNamespace
+
+    from mmengine.runner import Runner
+
+    class Stub:
+        device = None
+        train_loop = SimpleNamespace()
+        resume = Runner.resume
+
+        def load_checkpoint(self, filename, map_location=None):
+            return dict(meta={}, state_dict={})
+
+    stub = Stub()
+    with pytest.raises(RuntimeError, match='student.pth is no checkpoint'):
+        stub.resume('student.pth')
+    assert 'load_checkpoint' not in vars(stub)
+
+
+# -------------------------------------------------------- settings without end
+
+
+INFINITE = dict(
+    clip=dict(max_norm=float('inf')),
+    parts=[-float('inf'), (float('inf'), {1: float('inf')})],
+    kinds={float('inf'), 1.0},
+    narrow=np.float32('inf'),
+    large=10**400,
+    finite=1.5,
+)
+
+
+def test_configs_with_infinity_are_read_as_they_were_written(tmp_path):
+    from mmengine.config import Config
+
+    cfg = Config(INFINITE)
+    assert Config.fromstring(cfg.pretty_text, '.py').to_dict() == INFINITE
+    cfg.dump(tmp_path / 'config.py')
+    assert Config.fromfile(tmp_path / 'config.py').to_dict() == INFINITE
+    text = Config(dict(a=float('nan'))).pretty_text
+    assert text.strip() == "a = float('nan')"
+    # Nothing else is written in another way.
+    assert Config(dict(a=1.5, b='inf')).pretty_text == "a = 1.5\nb = 'inf'\n"
+
+
+def test_without_the_fix_a_config_with_infinity_cannot_be_read():
+    done = run_without(
+        'spell_out_infinite_settings',
+        """
+        from mmengine.config import Config
+        text = Config(dict(a=float('inf'))).pretty_text
+        try:
+            Config.fromstring(text, '.py')
+        except NameError as error:
+            assert "'inf' is not defined" in str(error)
+        else:
+            raise AssertionError('it is read')
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 # ---------------------------------------------------------------- versions
 
 

@@ -17,6 +17,8 @@ import mmengine.registry
 from mmengine.config import Config
 from mmengine.registry import Registry
 
+from .files import bounded_recursion
+
 #: As MMEngine writes what has no literal.
 _NUMBERS = dict(inf=float('inf'), nan=float('nan'))
 
@@ -60,26 +62,34 @@ def read_config_text(text: str, source: str | Path) -> Config:
         >>> cfg.clip.max_norm, cfg.lr
         (inf, Unreadable('max(0.1, 0.2)'))
     """
-    settings = {}
     try:
-        for line in ast.parse(text).body:
-            names = getattr(line, 'targets', [])
-            if not names or not all(isinstance(n, ast.Name) for n in names):
-                if isinstance(getattr(line, 'value', None), ast.Constant):
-                    continue  # a docstring
-                raise refusal(
-                    source,
-                    f'line {line.lineno} of it, {_shown(line)!r}, is code, '
-                    'which is not run',
-                )
-            for name in names:
-                settings[name.id] = _read(line.value)
-        return Config(settings)
+        with bounded_recursion():
+            return Config(_read_settings(text, source))
     except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise refusal(source, 'it cannot be parsed') from error
     except KeyError as error:
         # A name that MMEngine keeps for itself.
         raise refusal(source, str(error.args[0])) from error
+
+
+def _read_settings(text: str, source: str | Path) -> dict:
+    settings = {}
+    for line in ast.parse(text).body:
+        match line:
+            case ast.Expr(value=ast.Constant()):
+                continue  # a docstring
+            case ast.Assign(targets=names) if all(
+                isinstance(name, ast.Name) for name in names
+            ):
+                value = _read(line.value)
+                settings |= {name.id: value for name in names}
+            case _:
+                raise refusal(
+                    source,
+                    f'line {line.lineno} of it, {_shown(line)!r}, is code, '
+                    'which is not run',
+                )
+    return settings
 
 
 def read_dumped_config(path: str | Path) -> Config:
@@ -92,11 +102,11 @@ def read_dumped_config(path: str | Path) -> Config:
     return read_config_text(text, path)
 
 
-def check_readable(cfg: dict, source: str | Path) -> None:
+def check_readable(cfg: dict | Config, source: str | Path) -> None:
     """Insist that all of a config could be read.
 
     Args:
-        cfg (dict): What is needed of :func:`read_config_text`.
+        cfg (dict | Config): What is needed of :func:`read_config_text`.
         source (str | Path): Its file, for the message.
 
     Raises:
@@ -110,13 +120,13 @@ def check_readable(cfg: dict, source: str | Path) -> None:
             )
 
 
-def check_registered(cfg: dict, source: str | Path) -> None:
+def check_registered(cfg: dict | Config, source: str | Path) -> None:
     """Insist that a config names nothing but registered parts.
 
     MMEngine builds whatever a ``type`` leads to, ``os.system`` too.
 
     Args:
-        cfg (dict): What is needed of :func:`read_config_text`.
+        cfg (dict | Config): What is needed of :func:`read_config_text`.
         source (str | Path): Its file, for the message.
 
     Raises:
@@ -183,6 +193,10 @@ def _value(node: ast.expr) -> Any:
         case ast.Call(func=ast.Name(id='dict'), args=[], keywords=words):
             return {_word(word): _read(word.value) for word in words}
         case ast.Call(
+            func=ast.Name(id='dict'), args=[ast.Dict() as given], keywords=[]
+        ):
+            return _value(given)
+        case ast.Call(
             func=ast.Name(id='float'),
             args=[ast.Constant(value=str(text))],
             keywords=[],
@@ -217,7 +231,9 @@ def _word(word: ast.keyword) -> str:
 
 
 def _settings(value: Any, place: str = '') -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
+    if isinstance(value, Config):
+        yield from _settings(value.to_dict())
+    elif isinstance(value, dict):
         for key, item in value.items():
             yield from _settings(item, f'{place}.{key}' if place else str(key))
     elif isinstance(value, (list, tuple)):

@@ -189,7 +189,7 @@ def recorded_student(checkpoint: dict, source: str | Path) -> Config:
         raise refusal(source, f'{type(error).__name__}: {error}') from error
     if 'custom_imports' in plain:
         import_modules_from_strings(**plain.custom_imports)
-    check_registered(plain.to_dict(), source)
+    check_registered(plain, source)
     return plain
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,6 +115,21 @@ def write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
     write_text(path, json.dumps(content, indent=indent) + '\n')
 
 
+@contextmanager
+def bounded_recursion() -> Iterator[None]:
+    """Let what is nested too deeply end in a ``RecursionError``.
+
+    MMRazor lifts Python's limit so high that a parser would overflow the
+    stack and end the process.
+    """
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(min(limit, 3000))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+
+
 def read_json(path: str | Path) -> dict:
     """Read a JSON file that holds an object.
 
@@ -142,7 +158,8 @@ def read_json(path: str | Path) -> dict:
     if not content.strip(b'\0 \n'):
         raise ValueError(f'{path} cannot be read: it is empty')
     try:
-        found = json.loads(content)
+        with bounded_recursion():
+            found = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f'{path} cannot be read: it is cut off or damaged'
@@ -169,7 +186,8 @@ def read_json_lines(path: str | Path) -> Iterator[dict]:
     """
     for line in Path(path).read_bytes().splitlines():
         try:
-            found = json.loads(line)
+            with bounded_recursion():
+                found = json.loads(line)
         except (ValueError, RecursionError):
             continue
         if isinstance(found, dict):

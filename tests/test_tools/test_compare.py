@@ -1,11 +1,14 @@
 import csv
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from mmcakd.utils import FolderLock
 
 REPO = Path(__file__).resolve().parents[2]
 TOOL = 'tools/analysis_tools/compare.py'
@@ -270,3 +273,72 @@ def test_equal_names_are_told_apart_by_their_folders(tool):
     names = tool.run_names(['cifar/kd.py', 'in1k/kd.py', 'in1k/ofa.py'])
     assert names == ['cifar_kd', 'in1k_kd', 'in1k_ofa']
     assert tool.run_names(['cifar/kd.py', 'in1k/ofa.py']) == ['kd', 'ofa']
+
+
+# ------------------------------------------------------------- lost ledgers
+
+
+CUT = [b'', bytes(500), b'{"fingerprint": {"con', b'\xff\xfe', b'[]', b'{}']
+
+
+@pytest.mark.parametrize('content', CUT)
+def test_a_lost_ledger_is_named_and_the_run_goes_on(
+    content, run, config, tmp_path
+):
+    path = config('alone.py', breaks=True)
+    assert run(path)[0] == 1
+    ledger = tmp_path / 'runs/alone/seed0/compare.json'
+    ledger.write_bytes(content)
+    code, printed = run(path)
+    assert code == 0
+    assert f'{ledger} cannot be read' in printed
+    assert 'not finished' in printed
+    (row,) = read_csv(tmp_path / 'runs')
+    assert row['epoch'] == '2' and row['finished'] == 'yes'
+    assert json.loads(ledger.read_text())['finished']
+
+
+def test_a_lost_ledger_does_not_hide_another_config(run, config, tmp_path):
+    run(config('alone.py'))
+    (tmp_path / 'runs/alone/seed0/compare.json').write_bytes(b'')
+    code, printed = run(config('alone.py', top1=70.0))
+    assert code == 1
+    assert 'was trained otherwise' in printed and '-model = ' in printed
+
+
+def test_report_is_made_without_ledgers_and_of_cut_scalars(
+    run, config, tmp_path
+):
+    path = config('alone.py')
+    run(path)
+    folder = tmp_path / 'runs/alone/seed0'
+    (folder / 'compare.json').write_bytes(bytes(90))
+    (scalars,) = folder.glob('*/vis_data/scalars.json')
+    scalars.write_bytes(scalars.read_bytes() + b'\n{"accuracy/top1": 9')
+    code, printed = run('--report-only')
+    assert code == 0 and 'commit of the run is unknown' in printed
+    (row,) = read_csv(tmp_path / 'runs')
+    assert row['epoch'] == '2'
+
+
+def test_config_of_a_run_is_read_without_running_it(run, config, tmp_path):
+    run(config('alone.py'))
+    folder = tmp_path / 'runs/alone/seed0'
+    (dumped,) = folder.glob('*/vis_data/config.py')
+    mark = tmp_path / 'mark'
+    text = dumped.read_text()
+    # As MMEngine wrote it, and nobody could run it.
+    dumped.write_text(f'{text}clip = dict(max_norm=inf)\n')
+    assert run('--report-only')[0] == 0
+    dumped.write_text(f'{text}open({str(mark)!r}, "w")\n')
+    code, printed = run('--report-only')
+    assert code == 1 and str(dumped) in printed
+    assert not mark.exists()
+
+
+def test_second_comparison_in_a_folder_stops(run, config, tmp_path):
+    with FolderLock(tmp_path / 'runs/alone/seed0'):
+        code, printed = run(config('alone.py'))
+    assert code == 1
+    assert f'in use by process {os.getpid()}' in printed
+    assert run(config('alone.py'))[0] == 0

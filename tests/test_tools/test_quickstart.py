@@ -1,11 +1,15 @@
 import importlib.util
 import json
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
+
+from mmcakd.utils import FolderLock
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -153,3 +157,66 @@ def test_curve_is_read_over_a_resumed_run(quickstart, tmp_path):
         (folder / 'scalars.json').write_text(text)
     curve = quickstart.read_curve(tmp_path)
     assert curve == {2: 20.0, 4: 40.0, 6: 60.0}
+
+
+# ------------------------------------------------------------- lost ledgers
+
+
+@pytest.fixture
+def begun(quickstart, tmp_path, monkeypatch):
+    """A run that has begun; training ends at once with one score."""
+    cfg = quickstart.Config(
+        dict(randomness=dict(seed=0), train_cfg=dict(max_epochs=1))
+    )
+    work_dir, stamp = tmp_path / 'kd' / 'seed_0', 'a' * 64
+    trained = []
+
+    def run(command, say, log=None, lock=None):
+        trained.append(sorted(path.name for path in work_dir.iterdir()))
+        (work_dir / '1/vis_data').mkdir(parents=True, exist_ok=True)
+        scalars = work_dir / '1/vis_data/scalars.json'
+        scalars.write_text('{"accuracy/top1": 60.0, "step": 1}\n{"accu')
+
+    monkeypatch.setattr(quickstart, 'run', run)
+    result, former = quickstart.train(cfg, 'kd', work_dir, stamp)
+    assert result.top1 == 60.0 and not former and len(trained) == 1
+    train = partial(quickstart.train, method='kd', work_dir=work_dir)
+    return SimpleNamespace(
+        cfg=cfg, work_dir=work_dir, stamp=stamp, train=train, trained=trained
+    )
+
+
+@pytest.mark.parametrize(
+    'content', [b'', bytes(99), b'{"method"', b'{"curve": {"x": 1}}', b'{}']
+)
+def test_lost_result_is_named_and_the_run_resumed(content, begun, capsys):
+    (begun.work_dir / 'result.json').write_bytes(content)
+    result, former = begun.train(begun.cfg, stamp=begun.stamp)
+    assert result.top1 == 60.0 and not former
+    # It goes on with what is there.
+    assert '1' in begun.trained[-1]
+    printed = ''.join(capsys.readouterr().out.split())
+    assert 'result.json' in printed and 'notfinished' in printed
+    assert begun.train(begun.cfg, stamp=begun.stamp)[1]
+
+
+@pytest.mark.parametrize('content', [b'', bytes(64), b'a' * 30, b'\xff'])
+def test_lost_stamp_is_named_and_the_run_kept(content, begun, capsys):
+    (begun.work_dir / 'started').write_bytes(content)
+    assert begun.train(begun.cfg, stamp=begun.stamp)[1]
+    assert 'damaged' in capsys.readouterr().out
+
+
+def test_lost_stamp_of_another_config_starts_anew(begun):
+    (begun.work_dir / 'started').write_bytes(b'')
+    begun.cfg.lr = 3
+    assert not begun.train(begun.cfg, stamp=begun.stamp)[1]
+    assert '1' not in begun.trained[-1]
+
+
+def test_two_quick_starts_do_not_train_in_one_folder(begun):
+    with (
+        FolderLock(begun.work_dir),
+        pytest.raises(RuntimeError, match='in use by process'),
+    ):
+        begun.train(begun.cfg, stamp=begun.stamp)

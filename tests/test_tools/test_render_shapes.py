@@ -2,8 +2,10 @@ import contextlib
 import io
 import itertools
 import json
+import os
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -319,3 +321,18 @@ def test_bad_arguments_are_named(options, tmp_path):
     done = render_set(tmp_path / 'shapes', *options)
     assert done.failed and options[0] in done.said
     assert not (tmp_path / 'shapes').exists()
+
+
+def test_what_a_killed_rendering_left_is_removed(tmp_path):
+    process = subprocess.Popen([sys.executable, '-c', ''])
+    process.wait()
+    names = {
+        f'.set.{process.pid}.partial': False,
+        f'.set.{os.getppid()}.partial': True,
+        f'.other.{process.pid}.partial': True,
+    }
+    for name in names:
+        (tmp_path / name / 'train').mkdir(parents=True)
+    render_set(tmp_path / 'set', '--num-train', '1', '--num-val', '1')
+    for name, stays in names.items():
+        assert (tmp_path / name).exists() == stays, name

@@ -285,6 +285,7 @@ def _read_torch(path: str, start: bytes, map_location: Any, mmap: bool) -> Any:
 
 
 def _with_code(path: str, code: str = 'pickled objects') -> RuntimeError:
+    code = ''.join(c if c.isprintable() else '?' for c in code[:80])
     return RuntimeError(
         f'{path} holds more than weights ({code}), and loading it could run '
         'code from it, so it was not loaded. If you trust its source, save it '

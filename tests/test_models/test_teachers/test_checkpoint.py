@@ -9,7 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mmcakd.models.teachers import load_weights, read_state_dict
+from mmcakd.models.teachers import (
+    check_finite,
+    load_weights,
+    read_state_dict,
+)
 
 
 def net(width: int = 4, classes: int = 3) -> nn.Sequential:
@@ -241,3 +245,68 @@ def test_file_without_weights_is_refused(tmp_path, content):
     torch.save(content, path)
     with pytest.raises(RuntimeError, match=r'no_weights\.pth holds'):
         load_weights(net(), path)
+
+
+# ---------------------------------------------------------- what is not finite
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+@pytest.mark.parametrize('key', ['0.weight', '1.running_var', '2.bias'])
+def test_weights_that_are_not_finite_are_refused(key, value, tmp_path):
+    weights = dict(net().state_dict())
+    weights[key] = weights[key].clone()
+    weights[key].view(-1)[1] = value
+    path = save(weights, tmp_path / 'diverged.pth', 'state_dict')
+    with pytest.raises(RuntimeError, match='not finite') as caught:
+        load_weights(net(), path)
+    count = weights[key].numel()
+    assert f'{key} has 1 of {count} values' in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_masks_of_attention_may_be_infinite_but_not_nan(tmp_path):
+    weights = dict(
+        attn_mask=torch.tensor([0.0, -float('inf')]),
+        steps=torch.tensor([3]),
+        half=torch.ones(2, dtype=torch.float16),
+    )
+    check_finite(weights, 'clip.pth')
+    weights['attn_mask'][0] = float('nan')
+    with pytest.raises(RuntimeError, match='attn_mask has 1 of 2'):
+        check_finite(weights, 'clip.pth')
+
+
+# ------------------------------------------------------- what may be left out
+
+
+def test_a_pattern_may_be_given_alone(tmp_path):
+    weights = dict(net().state_dict())
+    del weights['2.bias']
+    path = save(weights, tmp_path / 'weights.pth', 'bare')
+    load_weights(net(), path, ignore=r'^2\.')
+    with pytest.raises(RuntimeError, match='1 missing'):
+        load_weights(net(), path, ignore='^1')
+
+
+@pytest.mark.parametrize('ignore', [3, None, dict(a=1), [1], [['^2']], {'^2'}])
+def test_other_kinds_of_patterns_are_refused(ignore, tmp_path):
+    path = save(net().state_dict(), tmp_path / 'weights.pth', 'bare')
+    with pytest.raises(TypeError, match='list of regular expressions'):
+        load_weights(net(), path, ignore=ignore)
+
+
+def test_a_pattern_that_is_none_is_named(tmp_path):
+    path = save(net().state_dict(), tmp_path / 'weights.pth', 'bare')
+    with pytest.raises(ValueError, match=r"'\(head' is no regular"):
+        load_weights(net(), path, ignore=['(head'])
+
+
+@pytest.mark.parametrize('ignore', ['.', ['.*'], ['^0', '^1', '^2', '^x'], ''])
+def test_most_parameters_have_to_arrive(ignore, tmp_path):
+    path = save({'x.y': torch.ones(1)}, tmp_path / 'nofit.pth', 'bare')
+    with pytest.raises(RuntimeError, match='fills 0 of the 6 parameters'):
+        load_weights(net(), path, ignore=ignore)
+    weights = dict(list(net().state_dict().items())[:2])
+    path = save(weights, tmp_path / 'part.pth', 'bare')
+    with pytest.raises(RuntimeError, match='fills 2 of the 6 parameters'):
+        load_weights(net(), path, ignore=['^1', '^2'])

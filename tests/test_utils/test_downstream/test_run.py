@@ -87,3 +87,31 @@ def test_a_folder_of_something_else_is_left_alone(run, read, tiny):
     (run.work_dir / 'epoch_1.pth').touch()
     with pytest.raises(ValueError, match='not made by this tool'):
         read_metrics(read(tiny.resnet()), run)
+
+
+# ------------------------------------------------------------ lost ledgers
+
+
+CUT = [b'', bytes(200), b'{"fingerprint": {"conf', b'[1]', b'{"a": 1}']
+
+
+@pytest.mark.parametrize('content', CUT)
+def test_a_run_with_a_lost_ledger_is_not_finished(content, run, read, tiny):
+    cfg = read(tiny.resnet())
+    mark_run(cfg, run, dict(top1=3.0))
+    # What MMEngine leaves when the training begins.
+    run_config(cfg, run).dump(run.work_dir / 'detector.py')
+    (run.work_dir / 'downstream.json').write_bytes(content)
+    assert read_metrics(cfg, run) is None
+
+
+def test_a_run_with_a_lost_ledger_and_another_config_is_not_resumed(
+    run, read, tiny
+):
+    mark_run(read(tiny.resnet()), run)
+    changed = run_config(read(tiny.resnet(), seed_of_data=7), run)
+    changed.dump(run.work_dir / 'detector.py')
+    (run.work_dir / 'downstream.json').write_bytes(b'')
+    with pytest.raises(ValueError, match='trained otherwise') as caught:
+        read_metrics(read(tiny.resnet()), run)
+    assert '-seed_of_data = 7' in str(caught.value)
