@@ -9,6 +9,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import mmcakd  # noqa: F401
+from mmcakd.engine.hooks.training_set_hook import check_steps
 from mmcakd.engine.launcher import parse_run_args, prepare_cpu_launcher
 from mmcakd.engine.safeguards import add_safeguards
 
@@ -110,7 +111,9 @@ def main() -> None:
     if args.launcher != 'none':
         prepare_cpu_launcher(cfg)
     build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
-    build(cfg).train()
+    runner = build(cfg)
+    check_steps(runner)
+    runner.train()
 
 
 if __name__ == '__main__':
