@@ -374,7 +374,7 @@ def test_config_that_does_not_fit_is_refused_in_a_sentence(cfg, message):
 @pytest.mark.parametrize(
     ('cfg', 'named'),
     [
-        (dict(type='ExportStudentHook', which='first'), "'last' or 'best'"),
+        (dict(type='ExportStudentHook', which=1), 'which should be a string'),
         (dict(type='ExportStudentHook', ema='yes'), 'True, False|or None'),
         (dict(type='LossWeightScheduleHook', points=[(0, -1)]), r'\[0\]\[1\]'),
         (dict(type='LossWeightScheduleHook', points=[(0, 1, 2)]), r'\[0\] '),

@@ -9,6 +9,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import mmcakd  # noqa: F401
+from mmcakd.engine.hooks.training_set_hook import check_steps
 from mmcakd.engine.launcher import parse_run_args, prepare_cpu_launcher
 from mmcakd.engine.safeguards import add_safeguards
 from mmcakd.engine.schedule import rescale_epochs
@@ -121,6 +122,7 @@ def main(command: Command) -> None:
     build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
     runner = build(cfg)
     command.trains(runner)
+    check_steps(runner)
     runner.train()
 
 

@@ -423,12 +423,30 @@ def test_networks_whose_logits_meet_labels(
     ],
 )
 def test_loop_that_would_not_train_is_refused(kind, train_cfg, named):
-    runner = SimpleNamespace(visualizer=None)
+    runner = SimpleNamespace(visualizer=None, _val_loop={})
     loop = kind(runner, DataLoader(range(4)), **train_cfg)
+    runner._train_loop = runner.train_loop = loop
     with pytest.raises(ValueError, match=f'train_cfg: .*{named}'):
-        check_steps(loop, validates=True)
+        check_steps(runner)
     if 'val' in named:
-        check_steps(loop, validates=False)
+        runner._val_loop = None
+        check_steps(runner)
+
+
+@pytest.mark.parametrize('value', ['3', 2.5, True, None, 0])
+def test_limits_are_checked_before_the_loop_is_built(value):
+    for name in ('max_epochs', 'max_iters'):
+        runner = SimpleNamespace(_train_loop={name: value}, train_loop=None)
+        with pytest.raises(ValueError, match=f'train_cfg: {name} should be'):
+            check_steps(runner)
+
+
+def test_no_batch_is_told_before_schedules_count_steps(checked_run):
+    # One of the schedules here is converted to iterations.
+    cfg = checked_run(train=dict(batch_size=21, drop_last=True))
+    assert any(s.get('convert_to_iter_based') for s in cfg.param_scheduler)
+    with pytest.raises(ValueError, match='batch_size to at most 20'):
+        check_steps(Runner.from_cfg(cfg))
 
 
 def test_run_without_an_epoch_is_refused(checked_run):
@@ -451,7 +469,7 @@ def test_batch_above_the_training_set(checked_run, monkeypatch, processes):
     message = refusal(checked_run(train=train, param_scheduler=[]))
     for part in (
         '20 training images',
-        f'{processes} processes',
+        f'for {processes} process(es)',
         f'{share} each',
         f'batch of {share + 1}',
         f'at most {share}',

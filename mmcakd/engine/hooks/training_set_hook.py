@@ -57,7 +57,7 @@ class TrainingSetHook(Hook):
             return
         model = runner.model
         model = model.module if is_model_wrapper(model) else model
-        check_steps(runner.train_loop, validates=runner._val_loop is not None)
+        check_steps(runner)
         check_val_loop(runner._val_loop, model)
         loader = runner.train_dataloader
         smallest = smallest_batch(loader)
@@ -76,17 +76,28 @@ class TrainingSetHook(Hook):
                 part.prepare_from_labels(labels)
 
 
-def check_steps(loop: BaseLoop, validates: bool) -> None:
-    """Check that a training loop takes a step.
+def check_steps(runner: Runner) -> None:
+    """Check that a run takes a step.
+
+    Schedules are made for a number of steps, and fail on none without saying
+    why; so this may be called before ``runner.train()``, which then finds the
+    loop that is built here.
 
     Args:
-        loop (BaseLoop): The loop, with its data.
-        validates (bool): Whether there is a validation.
+        runner (Runner): Has a training loop, or the config of one.
 
     Raises:
         ValueError: There are no images, no whole batch, or no epochs or
             iterations; or validation has no interval.
     """
+    cfg = runner._train_loop if isinstance(runner._train_loop, dict) else {}
+    limits = ('max_epochs', 'max_iters')
+    for name in limits:
+        if name in cfg:
+            check_value('train_cfg', name, cfg[name], PositiveInt)
+    loop = runner.train_loop
+    if loop is None:
+        return  # `runner.train()` says what is missing
     loader = loop.dataloader
     if _length(loader.dataset) == 0:
         raise ValueError(
@@ -97,18 +108,18 @@ def check_steps(loop: BaseLoop, validates: bool) -> None:
     own = getattr(batches, 'sampler', None)
     # An InfiniteSampler goes on from one epoch to the next.
     if not isinstance(own, InfiniteSampler) and _length(loader) == 0:
-        count, share = _length(loader.dataset), _length(own)
+        share = _length(own)
         raise ValueError(
-            f'there is no batch to train on: {count} training images on '
-            f'{get_world_size()} processes are {share} each, fewer than a '
-            f'batch of {getattr(batches, "batch_size", None)}, and '
-            'drop_last=True drops them; set train_dataloader.batch_size to at '
-            f'most {share}, or drop_last=False'
+            f'there is no batch to train on: {_length(loader.dataset)} '
+            f'training images for {get_world_size()} process(es) are {share} '
+            'each, fewer than a batch of '
+            f'{getattr(batches, "batch_size", None)}, and drop_last=True '
+            'drops them; set train_dataloader.batch_size to at most '
+            f'{share}, or drop_last=False'
         )
-    by_epoch = isinstance(loop, EpochBasedTrainLoop)
-    limit = 'max_epochs' if by_epoch else 'max_iters'
+    limit = limits[not isinstance(loop, EpochBasedTrainLoop)]
     check_value('train_cfg', limit, getattr(loop, limit), PositiveInt)
-    if validates:
+    if runner._val_loop is not None:
         for name, kind in (
             ('val_interval', PositiveInt),
             ('val_begin', NonNegativeInt),
