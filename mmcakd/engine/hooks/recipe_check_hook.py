@@ -11,6 +11,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
+from mmcakd.arguments import Positive
 from mmcakd.registry import HOOKS
 
 from ..schedule import check_scheduler, is_warmup
@@ -48,7 +49,7 @@ class RecipeCheckHook(Hook):
     # Behind the hook that gives the losses to the message hub.
     priority = 'LOW'
 
-    def __init__(self, ratio: float = 30.0) -> None:
+    def __init__(self, ratio: Positive = 30.0) -> None:
         self.ratio = ratio
 
     def before_run(self, runner: Runner) -> None:
