@@ -226,7 +226,7 @@ def _rescale_hook(hook: dict, scale: float, epochs: int) -> None:
     elif name == 'SwitchRecipeHook':
         for action in hook.schedule:
             action.action_epoch = _rescale(action.action_epoch, scale)
-    elif name == 'CheckpointHook' and hook.get('by_epoch', True):
+    elif name.endswith('CheckpointHook') and hook.get('by_epoch', True):
         hook.interval = min(hook.get('interval', -1), epochs)
 
 

@@ -20,6 +20,7 @@ from mmpretrain.structures import DataSample
 from PIL import Image
 from torch import nn
 
+from mmcakd.engine import RecipeCheckHook
 from mmcakd.models.teachers import build_model
 from mmcakd.models.teachers.build import read_model_cfg
 from mmcakd.registry import MODELS
@@ -122,7 +123,8 @@ def compute_learning_rates(
     init_default_scope('mmpretrain')
     optim = build_optim_wrapper(nn.Linear(1, 1), cfg.optim_wrapper)
     schedulers = []
-    for scheduler in copy.deepcopy(cfg.param_scheduler):
+    cfgs = copy.deepcopy(cfg.param_scheduler)
+    for scheduler in cfgs if isinstance(cfgs, list) else [cfgs]:
         scheduler.setdefault('end', cfg.train_cfg.max_epochs)
         schedulers.append(
             PARAM_SCHEDULERS.build(
@@ -190,6 +192,24 @@ def shrink(data_root) -> Callable[[Config], None]:
 def teachers() -> dict[str, nn.Module]:
     """Built teachers by their configs; they are frozen and so are shared."""
     return {}
+
+
+def find_heavy(losses: dict[str, torch.Tensor]) -> list[str]:
+    label = sum(
+        float(v) for k, v in losses.items() if k.startswith('student.loss')
+    )
+    heavy = RecipeCheckHook().ratio * label
+    return [
+        key
+        for key, value in losses.items()
+        if key.startswith('distill.') and float(value) > heavy
+    ]
+
+
+@pytest.fixture(scope='session')
+def outweighing() -> Callable[[dict[str, torch.Tensor]], list[str]]:
+    """Losses of a step of which ``mmcakd.RecipeCheckHook`` would warn."""
+    return find_heavy
 
 
 @pytest.fixture

@@ -483,10 +483,11 @@ def token_heads(d: int, stages: list[tuple[int, int]], classes: int) -> int:
 
 
 @every_config
-def test_losses_reach_student_and_heads(name, first_losses):
+def test_losses_reach_student_and_heads(name, first_losses, outweighing):
     cfg, expected = read_config(name), PAIRS[name]
     *_, classes = split_name(name)
     model, losses = first_losses(cfg)
+    assert not outweighing(losses)
     assert set(losses) == {
         'student.loss',
         'distill.loss_kd',

@@ -346,7 +346,9 @@ def run_one_step(name: str, data_root: Path, work_dir: Path):
 @pytest.mark.parametrize(
     'name', [name for name in PAIRS if not name.endswith('_600e')]
 )
-def test_one_training_step_at_real_shapes(name, imagenet_root, tmp_path):
+def test_one_training_step_at_real_shapes(
+    name, imagenet_root, outweighing, tmp_path
+):
     expected = PAIRS[name]
     runner, losses, before = run_one_step(name, imagenet_root, tmp_path)
     model = runner.model
@@ -366,6 +368,7 @@ def test_one_training_step_at_real_shapes(name, imagenet_root, tmp_path):
             assert 0 < logged[f'loss_{view}'] < 4 * positions * weight
     assert ('loss_kd' in logged) == bool(expected['kd'])
     assert 'student.loss' in losses
+    assert not outweighing(losses)
 
     changed = {
         key.rpartition('.')[0]

@@ -247,9 +247,10 @@ def grads(loss: torch.Tensor, params: list) -> list[bool]:
 
 
 @every_config
-def test_losses_reach_student_and_assistant(name, first_losses):
+def test_losses_reach_student_and_assistant(name, first_losses, outweighing):
     cfg, (first, _) = read_config(name), PAIRS[name]
     model, losses = first_losses(cfg)
+    assert not outweighing(losses)
     assert set(losses) == {'student.loss'} | {
         f'distill.{name}' for name in cfg.distiller.distill_losses
     }

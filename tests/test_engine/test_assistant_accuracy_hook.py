@@ -172,6 +172,26 @@ def test_nothing_is_kept_or_recorded_behind_a_validation(make_cfg):
     assert look.looked == 4
 
 
+def test_validation_that_failed_leaves_the_next_one_right(make_cfg):
+    class Fail(Hook):
+        failed = False
+
+        def before_val_iter(self, runner, *args, **kwargs):
+            if not self.failed:
+                self.failed = True
+                raise RuntimeError('out of luck')
+
+    runner = Runner.from_cfg(make_cfg())
+    runner.register_hook(Fail(), priority='LOWEST')
+    kept = keep_scores(runner)
+    with pytest.raises(RuntimeError, match='out of luck'):
+        runner.train()
+    runner.val_loop.run()
+    scores, _ = evaluate(runner)
+    assert len(runner.model.student._forward_pre_hooks) == 0
+    torch.testing.assert_close(torch.stack(kept), scores)
+
+
 def test_validation_in_half_precision(make_cfg):
     runner = Runner.from_cfg(make_cfg(val_cfg=dict(fp16=True)))
     kept = keep_scores(runner)

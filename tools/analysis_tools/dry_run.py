@@ -195,11 +195,7 @@ class DryRun:
         self.compares_logits = self._compares_logits()
         with self._measure('connectors'):
             losses = distiller.compute_distill_losses(samples)
-        losses = student_losses | {
-            f'distill.{name}': loss for name, loss in losses.items()
-        }
-        total, values = model.parse_losses(losses)
-        self.losses = {name: float(value) for name, value in values.items()}
+        self.losses, total = self._sum(student_losses, losses)
         with self._measure('backward'):
             sum([leaf.sum() for leaf in outputs], total).backward()
 
@@ -212,23 +208,38 @@ class DryRun:
             tuple: Its losses by name, and outputs to propagate back from
             where there are no losses.
         """
-        model = self.model
         if self.is_classifier:
-            losses = model._run_student(inputs, samples)
-            weight = model.student_loss_weight * model.calculate_student_loss
-            return {
-                f'student.{name}': loss * weight
-                for name, loss in losses.items()
-                if 'loss' in name
-            }, []
+            return self.model._run_student(inputs, samples), []
         # The example has no objects that a detector could learn.
-        with model.distiller.student_recorders:
-            outputs = model.student(inputs, samples, mode='tensor')
+        with self.model.distiller.student_recorders:
+            outputs = self.model.student(inputs, samples, mode='tensor')
         return {}, [
             leaf
             for leaf in tree_leaves(outputs)
             if isinstance(leaf, torch.Tensor) and leaf.requires_grad
         ]
+
+    def _sum(
+        self, student: dict, distill: dict
+    ) -> tuple[dict[str, float], torch.Tensor]:
+        """Weigh and add up all losses, as in training.
+
+        Returns:
+            tuple: Their values by name, and the sum, which has a gradient.
+        """
+        model, values, total = self.model, {}, 0
+        own_weight = model.student_loss_weight * model.calculate_student_loss
+        for whose, weight, losses in (
+            ('student', own_weight, student),
+            ('distill', 1, distill),
+        ):
+            for name, loss in losses.items():
+                if 'loss' in name:
+                    # One may be a list.
+                    loss, _ = model.parse_losses({'loss': loss})
+                    total = total + weight * loss
+                    values[f'{whose}.{name}'] = weight * float(loss)
+        return values, total
 
     def _compares_logits(self) -> bool:
         """Whether something reads the teacher's class scores."""
@@ -449,7 +460,7 @@ def reference(ref: dict) -> str:
 def losses_table(run: DryRun) -> Table:
     model, distiller = run.model, run.model.distiller
     made = table('Losses', '', 'type', 'weight', 'example', 'share', 'reads')
-    total = run.losses['loss']
+    total = sum(run.losses.values())
     rows = {}
     head = type(getattr(model.student, 'head', model.student)).__name__
     for name in run.losses if run.is_classifier else ['student.loss*']:

@@ -14,8 +14,8 @@ __all__ = [
     'ExportStudentHook',
     'LossWeightScheduleHook',
     'NonFiniteHook',
-    'SafeCheckpointHook',
     'RecipeCheckHook',
+    'SafeCheckpointHook',
     'SeedByEpochHook',
     'TrainingSetHook',
 ]

@@ -1,6 +1,7 @@
 """How good an assistant is, next to the student."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 from mmengine.hooks import Hook
@@ -41,6 +42,7 @@ class AssistantAccuracyHook(Hook):
     ) -> None:
         self.connector = connector
         self.metric = Accuracy(topk=tuple(topk))
+        self._watching = ExitStack()
 
     def before_run(self, runner: Runner) -> None:
         """Look for the assistant before anything is trained."""
@@ -57,21 +59,20 @@ class AssistantAccuracyHook(Hook):
                 f"{assistants}; set the hook's `connector`, or remove the hook"
             )
 
-    def before_val_epoch(self, runner: Runner) -> None:
-        """Keep the images that the student gets."""
+    def before_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
+    ) -> None:
+        """Watch the student's own forward: its images and its stages."""
+        model = _unwrap(runner.model)
 
         def keep(student, inputs) -> None:
             (self._images, *_) = inputs
 
-        self._handle = _unwrap(runner.model).student.register_forward_pre_hook(
-            keep
-        )
-
-    def before_val_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
-    ) -> None:
-        """Record the student's stages in its own forward."""
-        _unwrap(runner.model).distiller.student_recorders.__enter__()
+        # Where the iteration before has failed.
+        self._watching.close()
+        handle = model.student.register_forward_pre_hook(keep)
+        self._watching.callback(handle.remove)
+        self._watching.enter_context(model.distiller.student_recorders)
 
     @torch.no_grad()
     def after_val_iter(
@@ -82,8 +83,8 @@ class AssistantAccuracyHook(Hook):
         outputs: Sequence | None = None,
     ) -> None:
         """Let the assistant classify the batch."""
+        self._watching.close()
         model = _unwrap(runner.model)
-        model.distiller.student_recorders.__exit__(None, None, None)
         # The precision of the student's features.
         with autocast(enabled=runner.val_loop.fp16):
             with model.distiller.teacher_recorders:
@@ -104,7 +105,6 @@ class AssistantAccuracyHook(Hook):
         self, runner: Runner, metrics: dict[str, float] | None = None
     ) -> None:
         """Put the accuracy beside the student's."""
-        self._handle.remove()
         size = len(runner.val_dataloader.dataset)
         for key, value in self.metric.evaluate(size).items():
             metrics[f'assistant/{key}'] = value

@@ -63,6 +63,30 @@ def test_weight_of_the_students_own_losses(tiny, weight):
     )
 
 
+@pytest.mark.parametrize('kind', [list, tuple])
+def test_weight_counts_for_each_of_a_list_of_losses(tiny, kind, monkeypatch):
+    model = tiny.build_distillation(
+        distiller=tiny.logit_kd(), student_loss_weight=0.25
+    ).eval()
+    images, samples = tiny.batch()
+    # As of a detector, level by level.
+    levels = [torch.tensor(8.0), torch.tensor([2.0, 4.0])]
+
+    def loss(inputs, data_samples):
+        model.student(inputs, mode='tensor')
+        return dict(loss_box=kind(levels), num_boxes=torch.tensor(5.0))
+
+    monkeypatch.setattr(model.student, 'loss', loss)
+    losses = model(images, samples, mode='loss')
+    box = losses['student.loss_box']
+    assert [level.tolist() for level in box] == [2.0, [0.5, 1.0]]
+    assert losses['student.num_boxes'] == 5
+    total, log = model.parse_losses(losses | {'student.loss_box': list(box)})
+    assert log['student.loss_box'] == 2.0 + 0.75
+    expected = 2.75 + losses['distill.loss_kd'].item()
+    assert total.item() == pytest.approx(expected)
+
+
 def test_student_losses_count_in_full_by_default(tiny):
     cfg = tiny.distillation(distiller=tiny.logit_kd())
     del cfg['student_loss_weight']

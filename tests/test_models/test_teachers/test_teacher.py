@@ -2,10 +2,12 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from mmengine.model import BaseModel, ImgDataPreprocessor
 from mmpretrain.models import ClsDataPreprocessor
+from PIL import Image
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -179,6 +181,34 @@ def test_resizing_keeps_the_picture(make):
     resized = make(input_size=32).adapt(slope)
     expected = slope.unflatten(3, (32, 2)).mean(4)[:, :, ::2]
     assert (resized - expected)[..., 2:-2].abs().max() < 0.01
+
+
+@pytest.mark.parametrize('size', [(32, 32), (24, 40), (96, 128)])
+def test_resizing_is_that_of_pillow(make, size):
+    """Bicubic, over as many pixels as one of the new size covers."""
+    images = torch.rand(2, 3, 64, 64)
+    expected = torch.stack(
+        [
+            torch.from_numpy(
+                np.array(
+                    Image.fromarray(channel.numpy(), mode='F').resize(
+                        size[::-1], Image.Resampling.BICUBIC
+                    )
+                )
+            )
+            for channel in images.flatten(0, 1)
+        ]
+    ).unflatten(0, (2, 3))
+    resized = make(input_size=size).adapt(images)
+    torch.testing.assert_close(resized, expected, atol=1e-4, rtol=0)
+
+
+def test_fine_stripes_become_grey(make):
+    # One column in four, which points between pixels would miss.
+    stripes = torch.zeros(1, 3, 64, 64)
+    stripes[..., ::4] = 1
+    resized = make(input_size=16).adapt(stripes)
+    assert (resized - 0.25)[..., 2:-2].abs().max() < 0.1
 
 
 def test_batch_of_the_right_size_is_not_touched(make):
