@@ -9,7 +9,11 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import mmcakd  # noqa: F401
-from mmcakd.engine.launcher import parse_run_args, prepare_cpu_launcher
+from mmcakd.engine.launcher import (
+    check_shares,
+    parse_run_args,
+    prepare_cpu_launcher,
+)
 from mmcakd.engine.safeguards import add_safeguards
 
 
@@ -108,6 +112,7 @@ def main() -> None:
     cfg = Config.fromfile(args.config)
     merge_args(cfg, args)
     if args.launcher != 'none':
+        check_shares(cfg)
         prepare_cpu_launcher(cfg)
     build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
     build(cfg).train()
