@@ -200,6 +200,7 @@ def main(command: Command, locks: ExitStack) -> int:
     args = parse_args()
     given = read_downstream_config(args.config, args.cfg_options)
     cfg = deepcopy(given)
+    add_safeguards(cfg)
     start_processes(cfg, args.launcher)
     runs = on_first_process(lambda: plan(args))
 

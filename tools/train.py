@@ -10,7 +10,11 @@ from mmengine.runner import Runner
 
 import mmcakd  # noqa: F401
 from mmcakd.engine.hooks.training_set_hook import check_steps
-from mmcakd.engine.launcher import parse_run_args, prepare_cpu_launcher
+from mmcakd.engine.launcher import (
+    check_shares,
+    parse_run_args,
+    prepare_cpu_launcher,
+)
 from mmcakd.engine.safeguards import add_safeguards
 from mmcakd.engine.schedule import rescale_epochs
 from mmcakd.utils import Command
@@ -118,6 +122,7 @@ def main(command: Command) -> None:
     cfg = Config.fromfile(args.config)
     merge_args(cfg, args)
     if args.launcher != 'none':
+        check_shares(cfg)
         prepare_cpu_launcher(cfg)
     build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
     runner = build(cfg)

@@ -41,6 +41,31 @@ def parse_run_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return args
 
 
+def check_shares(cfg: Config) -> None:
+    """Check that processes train on equal numbers of images.
+
+    Where they do not, the gradients of one process' last step are averaged
+    with those of another's next epoch, until the run ends in an error of the
+    network.
+
+    Args:
+        cfg (Config): Of a training run.
+
+    Raises:
+        ValueError: The sampler leaves the shares unequal.
+    """
+    sampler = (cfg.get('train_dataloader') or {}).get('sampler') or {}
+    if (
+        cfg.get('launcher', 'none') != 'none'
+        and sampler.get('round_up', True) is False
+    ):
+        raise ValueError(
+            'train_dataloader.sampler.round_up=False lets some processes take '
+            'more steps than others, whose gradients they need: remove it, '
+            'and a few images are repeated instead'
+        )
+
+
 def prepare_cpu_launcher(cfg: Config) -> None:
     """Make a config with a launcher run on processors.
 

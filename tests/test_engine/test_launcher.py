@@ -9,6 +9,7 @@ import torch.distributed as dist
 from mmengine.config import Config
 
 from mmcakd.engine import launcher, prepare_cpu_launcher
+from mmcakd.engine.launcher import check_shares
 
 STEPS = 8
 MOMENTUM = 0.9
@@ -81,6 +82,34 @@ def test_processes_learn_what_one_learns_from_the_joint_batch(
             )
     stopped = [state['losses']['distill.loss_kd'] == 0 for state in states[1:]]
     assert stopped == [False] * 6 + [True] * 2
+
+
+# ------------------------------------------------------------- equal shares
+
+
+def shares(launcher: str, **sampler) -> Config:
+    loader = dict(sampler=dict(type='DefaultSampler', **sampler))
+    return Config(dict(launcher=launcher, train_dataloader=loader))
+
+
+@pytest.mark.parametrize('name', ['pytorch', 'slurm', 'mpi'])
+def test_unequal_shares_are_refused(name):
+    with pytest.raises(ValueError, match='round_up=False lets some .* remove'):
+        check_shares(shares(name, round_up=False))
+
+
+@pytest.mark.parametrize(
+    'cfg',
+    [
+        shares('none', round_up=False),
+        shares('pytorch', round_up=True),
+        shares('pytorch'),
+        Config(dict(launcher='pytorch', train_dataloader=None)),
+        Config(dict(model=dict())),
+    ],
+)
+def test_equal_shares_are_accepted(cfg):
+    check_shares(cfg)
 
 
 # -------------------------------------------------------------- its decisions
