@@ -1,9 +1,12 @@
 """Soft targets from the teacher's logits, each class on its own."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmcakd.arguments import NonNegative, Positive
 from mmcakd.registry import MODELS
 
 from .utils import check_logits, full_precision
@@ -59,8 +62,8 @@ class BinaryTargetLoss(nn.Module):
         loss_weight (float): Defaults to 1.
 
     Raises:
-        ValueError: Unknown mode, non-positive temperature, or logits that are
-            not ``(N, C)`` of the same images and classes.
+        ValueError: Logits that are not ``(N, C)`` of the same images and
+            classes.
 
     Examples:
         >>> import torch
@@ -73,13 +76,12 @@ class BinaryTargetLoss(nn.Module):
     """
 
     def __init__(
-        self, tau: float = 1.0, mode: str = 'ce', loss_weight: float = 1.0
+        self,
+        tau: Positive = 1.0,
+        mode: Literal['ce', 'kl'] = 'ce',
+        loss_weight: NonNegative = 1.0,
     ) -> None:
         super().__init__()
-        if mode not in ('ce', 'kl'):
-            raise ValueError(f"mode must be 'ce' or 'kl', got {mode!r}")
-        if tau <= 0:
-            raise ValueError(f'tau must be positive, got {tau}')
         self.tau = tau
         self.mode = mode
         self.loss_weight = loss_weight

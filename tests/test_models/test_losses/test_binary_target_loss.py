@@ -151,8 +151,8 @@ def test_logits_that_do_not_fit_are_refused(student, teacher, named):
     ('arguments', 'named'),
     [
         (dict(mode='mse'), "'ce' or 'kl'"),
-        (dict(tau=0.0), 'tau must be positive'),
-        (dict(tau=-1.0), 'tau must be positive'),
+        (dict(tau=0.0), 'tau should be a positive number'),
+        (dict(tau=-1.0), 'tau should be a positive number'),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(arguments, named):
