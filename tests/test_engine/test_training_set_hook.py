@@ -9,6 +9,7 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmpretrain.datasets import CustomDataset
+from mmpretrain.engine.hooks import SwitchRecipeHook
 from mmpretrain.registry import DATASETS
 from torch import nn
 from torch.utils.data import DataLoader
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 from mmcakd.engine import TrainingSetHook
 from mmcakd.engine.hooks.training_set_hook import (
     check_labels,
+    check_schedule,
     check_steps,
     count_head_classes,
     find_labels,
@@ -554,6 +556,48 @@ def test_smallest_batch_is_that_of_the_process(monkeypatch, sampler, expected):
     data = range(13)
     loader = DataLoader(data, batch_size=3, sampler=sampler(data))
     assert smallest_batch(loader) == expected
+
+
+# ------------------------------------------------------------------- mixing
+
+
+@pytest.mark.parametrize(
+    ('kind', 'schedule', 'refused'),
+    [
+        ('hard', [dict(action_epoch=2, batch_augments=True)], True),
+        ('hard', [dict(action_epoch=3), dict(action_epoch=2)], False),
+        ('hard', [dict(action_epoch=2, batch_augments=None)], False),
+        ('auto', [dict(action_epoch=2, batch_augments=True)], False),
+    ],
+)
+def test_mixing_that_a_hook_will_switch_on_is_refused_before_training(
+    tiny, kind, schedule, refused
+):
+    distiller = tiny.logit_kd(type='mmcakd.DKDLoss')
+    mapping = distiller['loss_forward_mappings']['loss_kd']
+    mapping['label'] = dict(label=kind)
+    model = tiny.build_distillation(distiller=distiller)
+    for recipe in schedule:
+        if recipe.get('batch_augments'):
+            mixup = dict(augments=dict(type='Mixup', alpha=0.5))
+            recipe['batch_augments'] = mixup
+    hooks = [TrainingSetHook(), SwitchRecipeHook(schedule)]
+    if refused:
+        with pytest.raises(ValueError, match='SwitchRecipeHook, mixes images'):
+            check_schedule(hooks, model)
+    else:
+        check_schedule(hooks, model)
+    check_schedule(hooks, model.student)
+
+
+def test_a_run_looks_at_its_schedule(checked_run):
+    mixup = dict(augments=dict(type='Mixup', alpha=0.5))
+    schedule = [dict(action_epoch=2, batch_augments=mixup)]
+    cfg = checked_run(loss=dict(type='mmcakd.DKDLoss'))
+    mapping = cfg.model.distiller.loss_forward_mappings.loss_kd
+    mapping.label = dict(label='hard')
+    cfg.custom_hooks.append(dict(type='SwitchRecipeHook', schedule=schedule))
+    assert 'mixes images' in refusal(cfg)
 
 
 @pytest.fixture

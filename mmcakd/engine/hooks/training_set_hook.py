@@ -9,6 +9,7 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from mmpretrain.engine.hooks import SwitchRecipeHook
 from mmrazor.engine import SelfDistillValLoop, SingleTeacherDistillValLoop
 from torch import nn
 from torch.utils.data import DataLoader
@@ -38,7 +39,9 @@ class TrainingSetHook(Hook):
       images;
     - modules with a method ``check_batch_size``, such as
       :class:`mmcakd.models.losses.InfoNCELoss`, get the number of images in
-      the smallest batch of an epoch, and may refuse it.
+      the smallest batch of an epoch, and may refuse it;
+    - a ``SwitchRecipeHook`` that will mix images is refused where their
+      classes or places are read.
 
     Raises:
         ValueError: See above; or a part asks for labels, and the training set
@@ -65,6 +68,7 @@ class TrainingSetHook(Hook):
             if smallest is not None and hasattr(part, 'check_batch_size'):
                 part.check_batch_size(smallest)
         check_labels(model, loader.dataset)
+        check_schedule(runner.hooks, model)
         parts = [
             part
             for part in model.modules()
@@ -74,6 +78,26 @@ class TrainingSetHook(Hook):
             labels = read_training_labels(loader.dataset)
             for part in parts:
                 part.prepare_from_labels(labels)
+
+
+def check_schedule(hooks: list[Hook], model: nn.Module) -> None:
+    """Check that no hook will mix images whose labels must not be mixed.
+
+    Args:
+        hooks (list[Hook]): Those of the run; MMPretrain's
+            ``SwitchRecipeHook`` tells what it will switch on.
+        model (nn.Module): Any; only a
+            :class:`mmcakd.models.algorithms.CrossArchDistill` is checked.
+
+    Raises:
+        ValueError: One will.
+    """
+    if not isinstance(model, CrossArchDistill):
+        return
+    for hook in hooks:
+        if isinstance(hook, SwitchRecipeHook):
+            for recipe in hook.schedule.values():
+                model.check_mixing(recipe.get('batch_augments'))
 
 
 def check_steps(runner: Runner) -> None:

@@ -213,9 +213,21 @@ class CrossArchDistill(SingleTeacherDistill):
         self._prepare_distiller()
 
     def _check_labels(self) -> None:
-        """Check that no image is mixed whose class or place is read."""
+        self.check_mixing(
+            getattr(self.data_preprocessor, 'batch_augments', None)
+        )
+
+    def check_mixing(self, batch_augments: Any) -> None:
+        """Check that no image is mixed whose class or place is read.
+
+        Args:
+            batch_augments (Any): What mixes the images, if anything.
+
+        Raises:
+            ValueError: A loss or connector reads such labels.
+        """
         unmixed = self.distiller.labels_read & {'hard', 'index'}
-        if unmixed and getattr(self.data_preprocessor, 'batch_augments', None):
+        if unmixed and batch_augments:
             raise ValueError(
                 f'the distiller reads {sorted(unmixed)} labels, but the '
                 "student's train_cfg, or a hook such as SwitchRecipeHook, "

@@ -553,17 +553,6 @@ class CrossArchDistiller(ConfigurableDistiller):
                     f'{_find_cause(student)}'
                 )
 
-    def _holds_models(self, reference: dict) -> bool:
-        name = reference.get('connector')
-        kind = type(self.connectors[name]) if name else BaseConnector
-        attaches = (
-            issubclass(kind, BaseConnector)
-            and kind.attach is not BaseConnector.attach
-        )
-        return attaches or any(
-            map(self._holds_models, self._inputs_of(reference).values())
-        )
-
     # ------------------------------------------------------------- running
 
     def compute_distill_losses(
@@ -583,7 +572,10 @@ class CrossArchDistiller(ConfigurableDistiller):
             ValueError: A loss asserts something of its inputs that they are
                 not, or is for images of one class and some have several.
         """
-        if any(map(compares_classes, self.distill_losses.values())):
+        if any(
+            compares_classes(self.distill_losses[name])
+            for name in self.loss_forward_mappings
+        ):
             check_one_class(data_samples)
         self._start_step(data_samples)
         self._run_connectors(self.connector_order)

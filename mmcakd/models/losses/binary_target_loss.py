@@ -62,8 +62,8 @@ class BinaryTargetLoss(nn.Module):
         loss_weight (float): Defaults to 1.
 
     Raises:
-        ValueError: Unknown mode, non-positive temperature, or logits that are
-            not ``(N, C)`` of the same images and classes.
+        ValueError: Logits that are not ``(N, C)`` of the same images and
+            classes.
 
     Examples:
         >>> import torch

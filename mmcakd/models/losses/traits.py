@@ -22,7 +22,7 @@ class ComparesImages:
     does in each step.
     """
 
-    #: Fewest images from which it learns anything.
+    #: Fewest images that it can compare: from fewer it learns nothing.
     min_images = 2
 
     def check_batch_size(self, smallest: int) -> None:
@@ -36,11 +36,10 @@ class ComparesImages:
         """
         if smallest < self.min_images:
             raise ValueError(
-                f'{type(self).__name__} compares the images of a batch and '
-                f'learns nothing from fewer than {self.min_images}, but a '
-                f'batch has {smallest}: use a larger batch, or '
-                'drop_last=True in the data loader if it is the rest of an '
-                'epoch'
+                f'{type(self).__name__} compares the images of a batch, which '
+                f'takes at least {self.min_images}, but a batch has '
+                f'{smallest}: use a larger batch, or drop_last=True in the '
+                'data loader if it is the rest of an epoch'
             )
 
 

@@ -95,7 +95,8 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
         try:
             self.taps = self.taps or find_taps(model, self.blocks)
         except ValueError as error:
-            if self.stages_to_keep is None or self.stages_to_keep:
+            reads_none = self.stages_to_keep == set()
+            if self.blocks or not reads_none:
                 raise
             # Until one is asked for.
             self._unknown = error

@@ -448,5 +448,5 @@ def test_batches_that_teach_nothing_are_refused(tiny, method, fewest):
     assert model.distiller.min_images == fewest
     images, samples = tiny.batch(fewest)
     assert model(images, samples, mode='loss')
-    with pytest.raises(ValueError, match=f'fewer than {fewest}.*drop_last'):
+    with pytest.raises(ValueError, match=f'at least {fewest}.*drop_last'):
         model(images[1:], samples[1:], mode='loss')

@@ -147,7 +147,7 @@ def test_other_classes_are_told_before_training(tiny):
         )
 
 
-def test_student_without_four_stages_is_told_before_training(tiny):
+def test_student_of_three_stages_gets_heads_where_it_has_stages(tiny):
     student = tiny.classifier(
         tiny.resnet(
             num_stages=3,
@@ -157,5 +157,9 @@ def test_student_without_four_stages_is_told_before_training(tiny):
         )
     )
     student['head']['in_channels'] = 16
-    with pytest.raises(ValueError, match='ResNet has 3 stages'):
+    with pytest.raises(ValueError, match='stage 4 is read.* 3 stages'):
         tiny.build_distillation(architecture=student, distiller=ofakd())
+    distiller = ofakd()
+    distiller['connectors']['heads']['stages'] = (1, 2, 3)
+    model = tiny.build_distillation(architecture=student, distiller=distiller)
+    assert len(model.distiller.connectors['heads'].heads) == 3

@@ -243,9 +243,9 @@ def test_maps_are_those_that_timm_describes(name, checks):
         info['num_chs'] for info in list(net.feature_info)[-4:]
     ]
     for map_, info in zip(raw, list(net.feature_info)[-4:], strict=True):
-        # Convolutions without padding lose a little.
+        # Convolutions without padding lose a little, others round up.
         side = images.shape[-1] / info['reduction']
-        assert 0.85 < map_.shape[-1] / side < 1.1
+        assert 0.85 < map_.shape[-1] / side < 1.15
 
 
 @pytest.mark.parametrize('name', sorted(SMALL))
