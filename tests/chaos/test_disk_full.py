@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from mmcakd.utils import export_student, replacing
 
@@ -35,53 +37,43 @@ class Fill(Hook):
 
 
 @pytest.fixture
-def work_dir(tmp_path, tiny, limit) -> Path:
+def cfg(tiny) -> Config:
+    return Config(dict(model=tiny.distillation(distiller=tiny.logit_kd())))
+
+
+@pytest.fixture
+def work_dir(tmp_path, tiny, cfg, limit) -> Path:
     """A run whose disk was full when it wrote its second checkpoint."""
-    from mmengine.config import Config
-
-    class Images(torch.utils.data.Dataset):
-        metainfo = {}
-
-        def __len__(self):
-            return 4
-
-        def __getitem__(self, index):
-            images, samples = tiny.batch(1)
-            return dict(inputs=images[0], data_samples=samples[0])
 
     def make(**kwargs) -> Runner:
-        return Runner.from_cfg(
-            Config(
-                dict(
-                    default_scope='mmpretrain',
-                    model=tiny.distillation(distiller=tiny.logit_kd()),
-                    train_dataloader=torch.utils.data.DataLoader(
-                        Images(), batch_size=2, collate_fn=collate
-                    ),
-                    train_cfg=dict(by_epoch=True, max_epochs=2),
-                    optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
-                    default_hooks=dict(
-                        checkpoint=dict(
-                            type='CheckpointHook', interval=1, max_keep_ckpts=1
-                        )
-                    ),
-                    experiment_name=tmp_path.name + str(kwargs),
-                    work_dir=str(tmp_path / 'run'),
-                    **kwargs,
+        return Runner(
+            model=cfg.model,
+            default_scope='mmpretrain',
+            train_dataloader=DataLoader(
+                [tiny.batch(1) for _ in range(4)],
+                batch_size=2,
+                collate_fn=lambda batches: dict(
+                    inputs=torch.cat([images for images, _ in batches]),
+                    data_samples=[samples[0] for _, samples in batches],
+                ),
+            ),
+            train_cfg=dict(by_epoch=True, max_epochs=2),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+            default_hooks=dict(
+                checkpoint=dict(
+                    type='CheckpointHook', interval=1, max_keep_ckpts=1
                 )
-            )
-        )
-
-    def collate(samples):
-        return dict(
-            inputs=torch.stack([sample['inputs'] for sample in samples]),
-            data_samples=[sample['data_samples'] for sample in samples],
+            ),
+            experiment_name=f'{tmp_path.name}{kwargs}',
+            work_dir=str(tmp_path / 'run'),
+            **kwargs,
         )
 
     runner = make()
     runner.register_hook(Fill(limit))
     with pytest.raises(OSError, match=r'epoch_2\.pth cannot be written'):
         runner.train()
+    assert torch.load(tmp_path / 'run/epoch_1.pth')['meta']['epoch'] == 1
     limit(resource.RLIM_INFINITY)
     make(resume=True).train()
     return tmp_path / 'run'
@@ -95,12 +87,12 @@ def test_run_goes_on_when_there_is_room_again(work_dir):
     assert not list(work_dir.glob('.*'))
 
 
-def test_export_that_does_not_fit_leaves_the_former_one(work_dir, limit):
-    out = export_student(work_dir)
+def test_export_that_does_not_fit_leaves_the_former_one(work_dir, cfg, limit):
+    out = export_student(work_dir, cfg=cfg)
     before = out.read_bytes()
     limit(20_000)
     with pytest.raises(OSError, match=r'student\.pth cannot be written'):
-        export_student(work_dir)
+        export_student(work_dir, cfg=cfg)
     assert out.read_bytes() == before
     assert not list(work_dir.glob('.*'))
 

@@ -68,7 +68,7 @@ class TrainingSetHook(Hook):
             if smallest is not None and hasattr(part, 'check_batch_size'):
                 part.check_batch_size(smallest)
         check_labels(model, loader.dataset)
-        check_schedule(runner.hooks, model)
+        check_switches(runner.hooks, model)
         parts = [
             part
             for part in model.modules()
@@ -80,7 +80,7 @@ class TrainingSetHook(Hook):
                 part.prepare_from_labels(labels)
 
 
-def check_schedule(hooks: list[Hook], model: nn.Module) -> None:
+def check_switches(hooks: list[Hook], model: nn.Module) -> None:
     """Check that no hook will mix images whose labels must not be mixed.
 
     Args:

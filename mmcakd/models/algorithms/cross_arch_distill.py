@@ -150,6 +150,8 @@ class CrossArchDistill(SingleTeacherDistill):
             )
         if not distiller:
             raise ValueError('no distiller is given; set model.distiller')
+        distiller = {'type': 'mmcakd.CrossArchDistiller', **distiller}
+        _check_distiller(distiller['type'])
         comes_built = isinstance(teacher, BaseModel)
         teacher = build_model(teacher, 'teacher')
         if teacher_ckpt:
@@ -169,7 +171,7 @@ class CrossArchDistill(SingleTeacherDistill):
         super().__init__(
             architecture=architecture,
             teacher=teacher,
-            distiller={'type': 'mmcakd.CrossArchDistiller', **distiller},
+            distiller=distiller,
             data_preprocessor=data_preprocessor,
             teacher_norm_eval=teacher_norm_eval,
             teacher_module_inplace=teacher_module_inplace,
@@ -178,12 +180,6 @@ class CrossArchDistill(SingleTeacherDistill):
             module_inplace=module_inplace,
             init_cfg=init_cfg,
         )
-        if not isinstance(self.distiller, CrossArchDistiller):
-            raise ValueError(
-                f'the distiller is a {type(self.distiller).__name__}; take '
-                "type='mmcakd.CrossArchDistiller', which accepts the same "
-                'arguments'
-            )
         if self.student_trainable:
             self.distiller.check_student_is_read()
         # MMRazor registers the teacher as a submodule; as a plain attribute
@@ -481,6 +477,17 @@ class CrossArchDistill(SingleTeacherDistill):
             ),
         ):
             return self.student(batch_inputs, data_samples, mode='loss')
+
+
+def _check_distiller(kind: str | type) -> None:
+    """Check that a distiller can have connectors in a graph."""
+    found = MODELS.get(kind) if isinstance(kind, str) and kind else kind
+    if not (isinstance(found, type) and issubclass(found, CrossArchDistiller)):
+        raise ValueError(
+            f'the distiller is a {kind!r}; take '
+            "type='mmcakd.CrossArchDistiller', which accepts the same "
+            'arguments'
+        )
 
 
 def _build_student(

@@ -22,7 +22,7 @@ from ..losses.utils import check_several_classes
 from ..recorders import LogitsRecorder, StageOutputsRecorder, unknown_tap
 from ..stages import find_backbone
 from ..teachers import Teacher
-from .errors import check_arguments, explain
+from .errors import check_arguments, check_parts, explain
 from .labels import (
     CURE_SEVERAL,
     ONE_CLASS,
@@ -111,6 +111,13 @@ class CrossArchDistiller(ConfigurableDistiller):
         loss_forward_mappings: dict[str, dict] | None = None,
         init_cfg: dict | None = None,
     ) -> None:
+        for kind, parts in dict(
+            student_recorders=student_recorders,
+            teacher_recorders=teacher_recorders,
+            connectors=connectors,
+            distill_losses=distill_losses,
+        ).items():
+            check_parts(kind, parts or {})
         # MMRazor builds recorders and deliveries by plain names, which a
         # default scope of another package would hide.
         with DefaultScope.overwrite_default_scope('mmrazor'):

@@ -33,6 +33,27 @@ def check_arguments(
         )
 
 
+def check_parts(kind: str, parts: dict[str, Any]) -> None:
+    """Check that each part of a distiller says what it is.
+
+    Args:
+        kind (str): Such as ``'distill_losses'``.
+        parts (dict): Configs by name. MMRazor takes several connectors in a
+            list, one after the other.
+
+    Raises:
+        ValueError: One is no config, or has no type.
+    """
+    for name, part in parts.items():
+        for cfg in part if isinstance(part, list | tuple) else [part]:
+            kind_of = cfg.get('type') if isinstance(cfg, dict) else None
+            if not (kind_of and isinstance(kind_of, str | type)):
+                raise ValueError(
+                    f'{kind}.{name} should be a dict with a type, such as '
+                    f"dict(type='mmcakd.SoftTargetLoss'), but got {cfg!r}"
+                )
+
+
 @contextmanager
 def explain(
     what: str, inputs: dict[str, Any], kind: type = Exception
