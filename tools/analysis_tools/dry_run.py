@@ -531,7 +531,8 @@ def cost_table(run: DryRun) -> Table:
     flops = sum(run.flops.values())
     made.add_row('step', giga(flops), mebibytes(memory), '')
     made.caption = (
-        'A multiplication with an addition is two FLOPs. The backward pass '
+        f'Counted on a batch of {BATCH}, with two FLOPs for a multiplication '
+        'and an addition. The backward pass '
         'is counted as it runs: frozen parts have no gradients of weights.'
     )
     return made
