@@ -208,9 +208,9 @@ def main(command: Command, locks: ExitStack) -> int:
         for run in runs:
             locks.enter_context(FolderLock(run.work_dir))
 
-    on_first_process(keep_folders)
     for run in runs:
         say(describe(run, check(cfg, run)))
+    on_first_process(keep_folders)
     found = on_first_process(
         lambda: [read_metrics(given, run) for run in runs]
     )
