@@ -208,9 +208,11 @@ def main(command: Command, locks: ExitStack) -> int:
         for run in runs:
             locks.enter_context(FolderLock(run.work_dir))
 
+    described = on_first_process(
+        lambda: [describe(run, check(cfg, run)) for run in runs]
+    )
+    say('\n'.join(described))
     on_first_process(keep_folders)
-    for run in runs:
-        say(describe(run, check(cfg, run)))
     found = on_first_process(
         lambda: [read_metrics(given, run) for run in runs]
     )

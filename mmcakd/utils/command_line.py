@@ -57,8 +57,11 @@ class Command:
             return
         if os.environ.get(TRACEBACK, '0') not in ('', '0'):
             return
+        # As torchrun numbers them: an error may be of one process alone.
+        rank = os.environ.get('RANK', '0')
+        where = '' if rank == '0' else f' on process {rank}'
         print(
-            f'error: {describe_error(error)}\n'
+            f'error{where}: {describe_error(error)}\n'
             f'({TRACEBACK}=1 in the environment shows where it comes from)',
             file=sys.stderr,
             flush=True,

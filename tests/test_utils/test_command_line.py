@@ -56,6 +56,14 @@ def test_an_error_is_one_sentence(error, capsys):
     assert 'Traceback' not in printed.err and not printed.out
 
 
+def test_other_processes_than_the_first_say_which(capsys, monkeypatch):
+    monkeypatch.setenv('RANK', '3')
+    with pytest.raises(SystemExit):
+        run(ValueError('the disk is full'), capsys)
+    err = capsys.readouterr().err
+    assert err.startswith('error on process 3: the disk is full')
+
+
 def test_what_is_fine_says_nothing(capsys):
     assert run(None, capsys) == ('', '')
 
