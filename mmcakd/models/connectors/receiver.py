@@ -107,20 +107,20 @@ class Receiver:
                 known of it.
         """
         self._watching.close()
-        stage, logits = (recorder.get_record_data() for recorder in self._own)
-        for recorder in self._own:
-            recorder.reset_data_buffer()
         # A teacher may run in half precision, but its weights do not.
         dtype = next(self.model.parameters()).dtype
         modes = [(part, part.training) for part in self.model.modules()]
         self.model.eval()
         cause = None
         try:
+            stage, logits = (each.get_record_data() for each in self._own)
             same = self._classify(self.tail.end.pick(stage).to(dtype))
             error = (same - logits).abs().max() / logits.abs().max()
         except Exception as failure:
             error, cause = torch.inf, failure
         finally:
+            for recorder in self._own:
+                recorder.reset_data_buffer()
             for part, mode in modes:
                 part.training = mode
         # A head that starts at zero tells nothing, and 0 / 0 is no error.

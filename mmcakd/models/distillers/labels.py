@@ -95,12 +95,14 @@ def check_one_class(data_samples: list | None) -> None:
 def heads_of(model: nn.Module, references: list[dict]) -> list[nn.Module]:
     """List the heads of a classifier that references may read.
 
+    The whole network stands for the head of those that wrap one.
+
     Args:
         model (nn.Module): Of several tasks, or with a single head, or none.
         references (list[dict]): References to its records; ``data_idx`` may
             pick a task.
     """
-    head = getattr(model, 'head', None)
+    head = getattr(model, 'head', None) or getattr(model, 'model', None)
     if not isinstance(head, MultiTaskHead):
         return [head] if isinstance(head, nn.Module) else []
     heads = dict(head.task_heads.items())
@@ -111,7 +113,11 @@ def heads_of(model: nn.Module, references: list[dict]) -> list[nn.Module]:
 
 def is_multi_label(head: nn.Module) -> bool:
     """Whether a head is for images of several labels."""
-    return isinstance(head, MultiLabelClsHead)
+    problem = getattr(getattr(head, 'config', None), 'problem_type', None)
+    return (
+        isinstance(head, MultiLabelClsHead)
+        or problem == 'multi_label_classification'
+    )
 
 
 def _read_hard(samples: list) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """The logits of a classifier."""
 
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -44,7 +45,8 @@ class LogitsRecorder(ModuleOutputsRecorder):
 
     def __init__(self) -> None:
         super().__init__(source='logits')
-        self._features: list = []
+        #: Heads that have not been called yet, with the features for them.
+        self._waiting: list[tuple[nn.Module, Any]] = []
 
     def prepare_from_model(self, model: nn.Module | None = None) -> None:
         """Hook the module that ends with class scores."""
@@ -60,12 +62,12 @@ class LogitsRecorder(ModuleOutputsRecorder):
             network.register_forward_hook(self.forward_hook)
             return
         self._check_head(head)
-        self._head = head
         head.register_forward_hook(self._record, with_kwargs=True)
         for name in ('neck', 'backbone'):
             module = getattr(model, name, None)
             if isinstance(module, nn.Module):
-                module.register_forward_hook(self._remember)
+                # Not kept here: a copy of the recorder would copy it.
+                module.register_forward_hook(partial(self._remember, head))
                 return
 
     @staticmethod
@@ -92,9 +94,9 @@ class LogitsRecorder(ModuleOutputsRecorder):
             module, inputs, getattr(outputs, 'logits', outputs)
         )
 
-    def _remember(self, module, inputs, features) -> None:
+    def _remember(self, head: nn.Module, module, inputs, features) -> None:
         if self.recording:
-            self._features.append(features)
+            self._waiting.append((head, features))
 
     def _record(self, head: nn.Module, args, kwargs, outputs) -> None:
         if not self.recording:
@@ -103,16 +105,15 @@ class LogitsRecorder(ModuleOutputsRecorder):
         features, *others = bound.values()
         if any(other is not None for other in others):
             outputs = _plain_scores(head, features)
-        self._features.clear()
+        self._waiting.clear()
         self.forward_hook(head, args, outputs)
 
     def get_record_data(
         self, record_idx: int = 0, data_idx: int | str | None = None
     ) -> torch.Tensor:
         """Get logits ``(N, C)``, of one of several heads by ``data_idx``."""
-        # The loss of this head has not called it.
-        while self._features:
-            scores = _plain_scores(self._head, self._features.pop(0))
+        while self._waiting:
+            scores = _plain_scores(*self._waiting.pop(0))
             self._data_buffer.append(scores)
         scores = super().get_record_data(record_idx)
         if isinstance(scores, torch.Tensor):
@@ -140,7 +141,7 @@ class LogitsRecorder(ModuleOutputsRecorder):
     def reset_data_buffer(self) -> None:
         """Forget what was recorded."""
         super().reset_data_buffer()
-        self._features.clear()
+        self._waiting.clear()
 
 
 def _plain_scores(head: nn.Module, features: Any) -> Any:

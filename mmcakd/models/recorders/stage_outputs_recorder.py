@@ -87,7 +87,7 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
         #: in memory.
         self.stages_to_keep: set[int] | None = None
         self._grids: dict[int, list[tuple[int, int]]] = {}
-        self._unknown: ValueError | None = None
+        self._unknown = ''
         self._network = 'model'
 
     def prepare_from_model(self, model: nn.Module | None = None) -> None:
@@ -99,7 +99,7 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
             if self.blocks or not reads_none:
                 raise
             # Until one is asked for.
-            self._unknown = error
+            self._unknown = str(error)
             return
         self._network = type(find_backbone(model)[1]).__name__
         if self.stages_to_keep is not None:
@@ -134,7 +134,7 @@ class StageOutputsRecorder(ModuleOutputsRecorder):
     ) -> Stage | tuple[Stage, ...]:
         """Get one stage, or a tuple of all of them."""
         if self._unknown:
-            raise self._unknown
+            raise ValueError(self._unknown)
         if data_idx is None:
             places = range(len(self.taps))
             return tuple(self.get_record_data(record_idx, i) for i in places)

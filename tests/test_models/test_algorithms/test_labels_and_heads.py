@@ -330,6 +330,18 @@ def test_labels_of_one_of_several_tasks_are_refused(distil):
         )
 
 
+def test_an_assistant_cannot_end_in_several_heads(tiny):
+    distiller = Config.fromfile(CONFIGS / '_base_/methods/tas.py').distiller
+    student = tiny.classifier(tiny.resnet(), head=TASKS)
+    distiller['connectors']['assistant']['first'] = 'teacher'
+    for reference in distiller['loss_forward_mappings'].values():
+        if reference.get('student', {}).get('recorder') == 'logits':
+            reference['student']['data_idx'] = 'fine'
+    with pytest.raises(ValueError, match='does more between its') as caught:
+        tiny.build_distillation(architecture=student, distiller=distiller)
+    assert "connector 'assistant'" in str(caught.value)
+
+
 # ------------------------------------------- no more stages than are read
 
 
@@ -347,6 +359,7 @@ METHODS = [
     'baselines/cc',
     '_base_/methods/ofakd',
     '_base_/methods/cakd_gl',
+    '_base_/methods/tas',
 ]
 
 

@@ -1,8 +1,16 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmpretrain.structures import DataSample, MultiTaskDataSample
+from torch import nn
 
-from mmcakd.models.distillers.labels import check_one_class, read_labels
+from mmcakd.models.distillers.labels import (
+    check_one_class,
+    heads_of,
+    is_multi_label,
+    read_labels,
+)
 
 
 def labelled(count: int = 3) -> list[DataSample]:
@@ -209,6 +217,35 @@ def test_samples_of_several_tasks_are_named():
         samples.append(made)
     with pytest.raises(RuntimeError, match='colour, shape'):
         read_labels(samples, 'hard')
+
+
+# ------------------------------------------------------------ what heads tell
+
+
+class HuggingFace(nn.Module):
+    """A wrapper, and the network inside with its config."""
+
+    def __init__(self, problem: str | None = None) -> None:
+        super().__init__()
+        self.model = nn.Linear(2, 3)
+        self.model.config = SimpleNamespace(problem_type=problem)
+
+
+@pytest.mark.parametrize(
+    ('problem', 'expected'),
+    [
+        ('multi_label_classification', True),
+        ('single_label_classification', False),
+        (None, False),
+    ],
+)
+def test_hugging_face_tells_by_its_problem(problem, expected):
+    (head,) = heads_of(HuggingFace(problem), [])
+    assert is_multi_label(head) is expected
+
+
+def test_a_bare_network_has_no_head():
+    assert heads_of(nn.Linear(2, 3), []) == []
 
 
 # ----------------------------------------------------------- without labels

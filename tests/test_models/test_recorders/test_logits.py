@@ -1,5 +1,6 @@
 """The recorder of class scores."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -259,6 +260,24 @@ def test_nothing_is_picked_of_a_single_head(tiny, data_idx):
         model(images)
     with pytest.raises(ValueError, match='one head.*remove data_idx'):
         recorder.get_record_data(data_idx=data_idx)
+
+
+def test_a_copy_of_a_model_records_its_own_heads(tiny):
+    model = multi_task(tiny).eval()
+    recorder = LogitsRecorder()
+    recorder.initialize(model)
+    model, recorder = copy.deepcopy((model, recorder))
+    nn.init.ones_(model.head.task_heads['colour'].fc.weight)
+    images, _ = tiny.batch(5)
+    samples = of_tasks(5, colour=4, shape=3)
+    with recorder:
+        model(images, samples, mode='loss')
+    expected = model(images, mode='tensor')['colour']
+    found = recorder.get_record_data(data_idx='colour')
+    assert torch.allclose(found, expected, atol=1e-5)
+    # A teacher is shared by copies of an algorithm: nothing of it is copied.
+    held = [v for v in vars(recorder).values() if isinstance(v, nn.Module)]
+    assert not held
 
 
 def test_nothing_is_kept_outside_of_a_step(tiny):
