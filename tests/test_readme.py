@@ -46,15 +46,17 @@ def commands() -> list[list[str]]:
 @pytest.mark.parametrize('words', commands(), ids=' '.join)
 def test_every_command_names_files_that_exist(words):
     for word in words:
-        named = word.startswith(('tools/', 'configs/', 'demo/', 'docs/'))
+        named = word.startswith(
+            (('tools/', 'configs/', 'demo/', 'docs/', 'tests/'))
+        )
         if named and '*' not in word:
             assert (ROOT / word).exists(), f'{word} of {shlex.join(words)}'
 
 
 @cache
-def usage(tool: str) -> str:
+def usage(*tool: str) -> str:
     return subprocess.run(
-        [sys.executable, tool, '--help'],
+        [sys.executable, *tool, '--help'],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -68,9 +70,11 @@ def usage(tool: str) -> str:
     ids=' '.join,
 )
 def test_every_python_command_has_only_known_options(words):
-    for word in words[2:]:
+    # A file, or a module.
+    tool = words[1:3] if words[1] == '-m' else words[1:2]
+    for word in words[1 + len(tool) :]:
         if word.startswith('--'):
-            assert word in usage(words[1]), f'{words[1]} has no option {word}'
+            assert word in usage(*tool), f'{tool} has no option {word}'
 
 
 def test_every_relative_link_leads_somewhere():

@@ -16,7 +16,7 @@ from mmcakd.engine.launcher import (
     prepare_cpu_launcher,
 )
 from mmcakd.engine.safeguards import add_safeguards
-from mmcakd.engine.schedule import rescale_epochs
+from mmcakd.engine.schedule import check_schedule, rescale_epochs
 from mmcakd.utils import Command
 
 
@@ -111,6 +111,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
     cfg.merge_from_dict(args.cfg_options)
     if args.epochs is not None:
         rescale_epochs(cfg, args.epochs)
+    check_schedule(cfg)
     add_safeguards(cfg)
     if args.max_hours is not None:
         cfg.default_hooks.stop.max_hours = args.max_hours
