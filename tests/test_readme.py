@@ -47,7 +47,7 @@ def commands() -> list[list[str]]:
 def test_every_command_names_files_that_exist(words):
     for word in words:
         named = word.startswith(
-            (('tools/', 'configs/', 'demo/', 'docs/', 'tests/'))
+            ('tools/', 'configs/', 'demo/', 'docs/', 'tests/')
         )
         if named and '*' not in word:
             assert (ROOT / word).exists(), f'{word} of {shlex.join(words)}'
