@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from mmcakd.engine import TrainingSetHook
 from mmcakd.engine.hooks.training_set_hook import (
     check_labels,
-    check_schedule,
     check_steps,
+    check_switches,
     count_head_classes,
     find_labels,
     read_training_labels,
@@ -584,10 +584,10 @@ def test_mixing_that_a_hook_will_switch_on_is_refused_before_training(
     hooks = [TrainingSetHook(), SwitchRecipeHook(schedule)]
     if refused:
         with pytest.raises(ValueError, match='SwitchRecipeHook, mixes images'):
-            check_schedule(hooks, model)
+            check_switches(hooks, model)
     else:
-        check_schedule(hooks, model)
-    check_schedule(hooks, model.student)
+        check_switches(hooks, model)
+    check_switches(hooks, model.student)
 
 
 def test_a_run_looks_at_its_schedule(checked_run):
