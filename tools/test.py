@@ -9,7 +9,6 @@ import os.path as osp
 from contextlib import nullcontext
 
 import mmengine
-from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
 from mmengine.model import is_model_wrapper
@@ -19,6 +18,7 @@ from mmcakd.engine.launcher import parse_run_args, prepare_cpu_launcher
 from mmcakd.models.teachers import fit_weights, read_checkpoint
 from mmcakd.utils import (
     Command,
+    read_config,
     replacing,
     student_config,
     student_state_dict,
@@ -49,7 +49,7 @@ def main() -> None:
     args = parse_args()
     weights = student_state_dict(read_checkpoint(args.checkpoint), args.ema)
 
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     cfg.merge_from_dict(args.cfg_options)
     name = osp.splitext(osp.basename(args.config))[0]
     work_dir = args.work_dir or cfg.get('work_dir')

@@ -1,6 +1,7 @@
 from .checkpoints import newest_checkpoint, pointed_checkpoint
 from .command_line import Command
 from .config_text import read_config_text, read_dumped_config
+from .configs import read_config
 from .downstream import (
     describe_backbone,
     find_student,
@@ -53,6 +54,7 @@ __all__ = [
     'mean_std',
     'newest_checkpoint',
     'pointed_checkpoint',
+    'read_config',
     'read_config_text',
     'read_curve',
     'read_downstream_config',

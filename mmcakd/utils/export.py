@@ -11,6 +11,7 @@ from mmengine.utils import import_modules_from_strings
 from mmcakd.models.teachers import (
     build_model,
     check_finite,
+    find_scope,
     read_checkpoint,
     read_model_cfg,
 )
@@ -259,8 +260,11 @@ def without_pretraining(cfg):
 
 def _find_scope(model: ConfigDict, cfg: Config) -> str:
     """Find the package in whose scope a student is built."""
-    prefix, _, name = str(model.get('type', '')).partition('.')
-    named = (model.get('_scope_'), name and prefix, cfg.get('default_scope'))
+    named = (
+        model.get('_scope_'),
+        find_scope(model.get('type')),
+        cfg.get('default_scope'),
+    )
     scopes = [scope for scope in named if scope and scope not in _PLUG_INS]
     return scopes[0] if scopes else 'mmpretrain'
 
@@ -309,8 +313,10 @@ def student_config(cfg: Config) -> Config:
     plain = Config(plain)
 
     imports = deepcopy(cfg.get('custom_imports', dict(imports=[])))
-    if "'mmcakd." not in plain.pretty_text:
-        imports['imports'] = [m for m in imports['imports'] if m != 'mmcakd']
+    imports['imports'] = [m for m in imports['imports'] if m != 'mmcakd']
+    # Those of MMRazor cannot be imported without, either.
+    if any(f"'{package}." in plain.pretty_text for package in _PLUG_INS):
+        imports['imports'].append('mmcakd')
     if imports['imports']:
         plain.custom_imports = imports
     return plain
@@ -318,12 +324,7 @@ def student_config(cfg: Config) -> Config:
 
 def _verify(config: Path, checkpoint: Path) -> None:
     """Load the files as their package does, and insist on every key."""
-    from mmpretrain import get_model
-
-    if Config.fromfile(config).default_scope == 'mmpretrain':
-        model = get_model(str(config))
-    else:
-        model = build_model(str(config), 'student')
+    model = build_model(str(config), 'student')
     model.load_state_dict(read_checkpoint(checkpoint)['state_dict'])
 
 

@@ -44,6 +44,7 @@ from mmcakd.models.teachers import (
 )
 from mmcakd.utils import (
     Command,
+    read_config,
     replacing,
     student_config,
     student_state_dict,
@@ -246,7 +247,7 @@ def teacher_of(cfg: Config, preprocessor: nn.Module) -> Subject:
 def build_subjects(args: argparse.Namespace) -> tuple[list[Subject], Config]:
     """Build the models, and tell the config that has the images."""
     pairs = pair_up(args.models)
-    configs = [Config.fromfile(config) for config, _ in pairs]
+    configs = [read_config(config) for config, _ in pairs]
     first = configs[0]
     first.merge_from_dict(args.cfg_options)
     init_default_scope(first.get('default_scope', 'mmpretrain'))

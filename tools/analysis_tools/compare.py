@@ -43,6 +43,7 @@ from mmcakd.utils import (
     markdown_table,
     mean_gain,
     mean_std,
+    read_config,
     read_curve,
     read_dumped_config,
     read_json,
@@ -199,7 +200,7 @@ def fingerprint(cfg: Config) -> dict:
 
 def prepare_job(name: str, config: str, seed: int, args) -> Job | None:
     """Make the folder of a run, or see that there is nothing left to do."""
-    cfg = Config.fromfile(config)
+    cfg = read_config(config)
     cfg.merge_from_dict(args.cfg_options)
     cfg.merge_from_dict(dict(randomness=dict(seed=seed)))
     work_dir = args.work_dir / name / f'seed{seed}'

@@ -41,6 +41,7 @@ from mmcakd.models.recorders import StageOutputsRecorder
 from mmcakd.models.stages import StageTokens
 from mmcakd.models.teachers import read_model_cfg
 from mmcakd.registry import MODELS
+from mmcakd.utils import read_config
 from mmcakd.utils.command_line import Command, describe_error
 from mmcakd.utils.export import without_pretraining
 
@@ -497,8 +498,9 @@ def cost_table(run: DryRun) -> Table:
     batch = run.cfg.get('train_dataloader', {}).get('batch_size', 1)
     wrapper = run.cfg.get('optim_wrapper', {})
     optimizer = wrapper.get('student', wrapper).get('optimizer', {})
-    states = OPTIMIZER_STATES.get(optimizer.get('type'), 2)
-    if optimizer.get('type') == 'SGD':
+    kind = optimizer.get('type', '').rpartition('.')[2]
+    states = OPTIMIZER_STATES.get(kind, 2)
+    if kind == 'SGD':
         states = int(bool(optimizer.get('momentum')))
 
     made = table(
@@ -620,7 +622,7 @@ def main() -> int:
     args = parse_args()
     # Wide enough for paths where the output is no terminal.
     console = Console(width=None if sys.stdout.isatty() else 160)
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     cfg.merge_from_dict(args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     size = args.size and (args.size[0], args.size[-1])

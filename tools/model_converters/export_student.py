@@ -6,9 +6,7 @@ before this reports success.
 
 import argparse
 
-from mmengine.config import Config
-
-from mmcakd.utils import Command, export_student
+from mmcakd.utils import Command, export_student, read_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,7 +39,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    cfg = Config.fromfile(args.config) if args.config else None
+    cfg = read_config(args.config) if args.config else None
     out = export_student(args.source, args.out, cfg, args.ema, args.which)
     print(
         f'{out} and {out.with_suffix(".py")} load in MMPretrain with no '

@@ -11,6 +11,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from mmrazor.models.distillers import ConfigurableDistiller
 from mmrazor.models.task_modules import RecorderManager
+from mmrazor.registry import TASK_UTILS
 from torch import nn
 
 from mmcakd.arguments import check_value
@@ -122,14 +123,14 @@ class CrossArchDistiller(ConfigurableDistiller):
         # default scope of another package would hide.
         with DefaultScope.overwrite_default_scope('mmrazor'):
             super().__init__(
-                student_recorders,
-                teacher_recorders,
-                distill_deliveries,
-                connectors,
-                distill_losses,
-                loss_forward_mappings,
+                distill_deliveries=_name_deliveries(distill_deliveries),
+                connectors=connectors,
+                distill_losses=distill_losses,
+                loss_forward_mappings=loss_forward_mappings,
                 init_cfg=init_cfg,
             )
+            self.student_recorders = _build_recorders(student_recorders)
+            self.teacher_recorders = _build_recorders(teacher_recorders)
         self._check_graph()
         self._keep_only_stages_read()
 
@@ -714,6 +715,27 @@ class CrossArchDistiller(ConfigurableDistiller):
                 self._outputs[key] = self.connectors[connector](data)
             data = self._outputs[key]
         return data if connector_idx is None else data[connector_idx]
+
+
+def _build_recorders(cfgs: dict[str, dict] | None) -> RecorderManager:
+    """Build recorders by the names that MMRazor gives them, or by classes."""
+    manager = RecorderManager()
+    for name, cfg in (cfgs or {}).items():
+        cfg = {**cfg}
+        if isinstance(cfg['type'], str):
+            cfg['type'] = cfg['type'].removesuffix('Recorder') + 'Recorder'
+        manager.recorders[name] = TASK_UTILS.build(cfg)
+    return manager
+
+
+def _name_deliveries(cfgs: dict[str, dict] | None) -> dict[str, dict]:
+    """Name deliveries as MMRazor does, which takes no classes."""
+    named = {}
+    for name, cfg in (cfgs or {}).items():
+        kind = getattr(cfg['type'], '__name__', cfg['type'])
+        kind = kind.rpartition('.')[2].removesuffix('Delivery')
+        named[name] = {**cfg, 'type': kind}
+    return named
 
 
 def _refuse_unread(

@@ -1,4 +1,4 @@
-from .build import build_model, read_model_cfg
+from .build import build_model, find_scope, read_model_cfg
 from .checkpoint import check_finite, fit_weights, load_weights
 from .reader import check_resumable, read_checkpoint, read_state_dict
 from .teacher import Precision, Teacher
@@ -9,6 +9,7 @@ __all__ = [
     'build_model',
     'check_finite',
     'check_resumable',
+    'find_scope',
     'fit_weights',
     'load_weights',
     'read_model_cfg',

@@ -3,8 +3,10 @@
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hub import get_config
 from mmengine.model import BaseModel, BaseModule
+from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
 from torch import nn
 
@@ -74,8 +76,8 @@ def build_model(
     if isinstance(cfg.get('data_preprocessor'), dict):
         # MMPretrain's classifiers write their train_cfg into it.
         cfg['data_preprocessor'] = {**cfg['data_preprocessor']}
-    scope, prefixed, _ = str(cfg.get('type', '')).partition('.')
-    if prefixed:
+    scope = find_scope(cfg.get('type'))
+    if scope:
         # `mmpretrain.ImageClassifier` has plain names inside.
         cfg.setdefault('_scope_', scope)
     elif DefaultScope.get_current_instance() is None:
@@ -94,6 +96,30 @@ def build_model(
         # pre-trained weights. MMEngine would call its `init_weights` again.
         network.is_init = True
     return model
+
+
+def find_scope(kind: type | str | None) -> str | None:
+    """Find the package of a type in whose scope plain names inside are.
+
+    Args:
+        kind (type | str): A class, or its name with the scope, or the module,
+            in front.
+
+    Returns:
+        str, optional: The scope of one of OpenMMLab's packages, or of
+        another that has registries of its own.
+
+    Examples:
+        >>> from mmpretrain.models import ImageClassifier
+        >>> from mmcakd.models.teachers.build import find_scope
+        >>> find_scope(ImageClassifier), find_scope('mmdet.RetinaNet')
+        ('mmpretrain', 'mmdet')
+    """
+    if isinstance(kind, type):
+        kind = f'{kind.__module__}.{kind.__name__}'
+    scope, prefixed, _ = str(kind or '').partition('.')
+    known = scope in MODULE2PACKAGE or scope in MMENGINE_MODELS.children
+    return scope if prefixed and known else None
 
 
 def read_model_cfg(name: str, role: str) -> dict:

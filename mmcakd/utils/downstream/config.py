@@ -5,6 +5,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from ..configs import read_config
+
 _SYNC_BN = ('SyncBN', 'MMSyncBN')
 
 
@@ -26,7 +28,7 @@ def read_downstream_config(
         ValueError: ``model.backbone`` does not say where its weights go.
     """
     try:
-        cfg = Config.fromfile(path)
+        cfg = read_config(path)
     except ModuleNotFoundError as error:
         missing = [name for name in ('mmdet', 'mmseg') if not find_spec(name)]
         if not missing:
