@@ -17,7 +17,7 @@ from mmcakd.engine.launcher import (
 )
 from mmcakd.engine.safeguards import add_safeguards
 from mmcakd.engine.schedule import check_schedule, rescale_epochs
-from mmcakd.utils import Command
+from mmcakd.utils import Command, read_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -120,7 +120,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
 
 def main(command: Command) -> None:
     args = parse_args()
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     merge_args(cfg, args)
     if args.launcher != 'none':
         check_shares(cfg)

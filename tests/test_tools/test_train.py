@@ -22,6 +22,8 @@ def arguments(**given) -> Namespace:
         config='configs/some_name.py',
         work_dir=None,
         resume=None,
+        epochs=None,
+        max_hours=None,
         amp=False,
         no_validate=False,
         auto_scale_lr=False,
@@ -167,3 +169,12 @@ def test_scaling_the_rate_needs_a_base_batch_size(cfg, merge_args):
     cfg.auto_scale_lr = dict(base_batch_size=256)
     merge_args(cfg, arguments(auto_scale_lr=True))
     assert cfg.auto_scale_lr.enable
+
+
+def test_any_config_gets_the_hooks_that_keep_a_run_safe(merge_args, cfg):
+    del cfg.default_hooks['seed']
+    merge_args(cfg, arguments(max_hours=2.0, epochs=7))
+    assert cfg.default_hooks.seed.type == 'mmcakd.SeedByEpochHook'
+    assert cfg.default_hooks.non_finite.type == 'mmcakd.NonFiniteHook'
+    assert cfg.default_hooks.stop.max_hours == 2.0
+    assert cfg.train_cfg.max_epochs == 7
