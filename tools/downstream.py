@@ -39,7 +39,11 @@ from rich.console import Console
 from rich.table import Table
 
 import mmcakd  # noqa: F401
-from mmcakd.engine.launcher import parse_run_args, prepare_cpu_launcher
+from mmcakd.engine.launcher import (
+    check_shares,
+    parse_run_args,
+    prepare_cpu_launcher,
+)
 from mmcakd.engine.safeguards import add_safeguards
 from mmcakd.utils import Command, FolderLock, describe_commit
 from mmcakd.utils.downstream import (
@@ -120,6 +124,7 @@ def start_processes(cfg: Config, launcher: str) -> None:
     cfg.launcher = launcher
     if launcher == 'none':
         return  # MMEngine itself reverts synchronised BatchNorm
+    check_shares(cfg)
     reverted = get_device() == 'cpu' and revert_sync_bn(cfg)
     prepare_cpu_launcher(cfg)
     if not is_distributed():

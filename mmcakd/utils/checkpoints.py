@@ -62,7 +62,7 @@ def pointed_checkpoint(work_dir: str | Path) -> Path | None:
 def _read_iteration(path: Path, skipped: list[str]) -> int | None:
     """The iteration that a run goes on from; None if it cannot."""
     try:
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, mmap=True)
     except (OSError, RuntimeError) as error:
         skipped.append(str(error))
         return None

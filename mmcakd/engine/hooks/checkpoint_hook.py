@@ -12,11 +12,12 @@ from mmengine.dist import (
     get_world_size,
     is_main_process,
 )
+from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
 from mmcakd.registry import HOOKS
-from mmcakd.utils.files import write_text
+from mmcakd.utils.files import remove_leftovers, write_text
 
 from .utils import optim_wrappers, unwrap
 
@@ -51,6 +52,9 @@ class SafeCheckpointHook(CheckpointHook):
     def before_train(self, runner: Runner) -> None:
         """See the parent; and restore what an optimizer was gathering."""
         super().before_train(runner)
+        if is_main_process() and isinstance(self.file_backend, LocalBackend):
+            # What writers that were killed had begun.
+            remove_leftovers(Path(self.out_dir), r'\.(\d+)\..+\.pth')
         self.file_backend = _RemovingLater(self.file_backend)
         self._find_best_again(runner)
         loaded, self._loaded = self._loaded, None

@@ -103,5 +103,8 @@ class ExportStudentHook(Hook):
 
     @master_only
     def _export(self, runner: Runner) -> None:
-        path = export_student(runner.work_dir, ema=self.ema, which=self.which)
+        # Of the run itself, whose types may be of modules that no file names.
+        path = export_student(
+            runner.work_dir, cfg=runner.cfg, ema=self.ema, which=self.which
+        )
         runner.logger.info(f'The student was written to {path}')
