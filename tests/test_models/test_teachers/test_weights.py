@@ -10,7 +10,10 @@ from mmengine.config import Config
 from mmpretrain.apis import ModelHub
 
 from mmcakd.models.teachers import build_teacher
-from mmcakd.models.teachers.weights import cached_file, find_zoo_weights
+from mmcakd.models.teachers.weight_sources import (
+    cached_file,
+    find_zoo_weights,
+)
 
 ZOO = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'
 
@@ -229,7 +232,7 @@ def test_weights_of_the_zoo_are_those_of_its_metafile(
 ):
     said = []
     monkeypatch.setattr(
-        'mmcakd.models.teachers.weights.print_log',
+        'mmcakd.models.teachers.weight_sources.print_log',
         lambda text, logger: said.append(text),
     )
     model, weights = build_teacher(source)
@@ -251,6 +254,24 @@ def test_weights_of_the_zoo_are_those_of_its_metafile(
     torch.save(dict(state_dict=parameters), target)
     weights.arrive()
     assert torch.equal(model.head.fc.bias, parameters['head.fc.bias'])
+
+
+def test_weights_of_the_zoo_are_not_those_its_training_began_with(
+    offline, monkeypatch
+):
+    from mmcakd.models.teachers import build, weights
+
+    def with_pretrained_backbone(name, role):
+        cfg = build.read_model_cfg(name, role)
+        init = dict(type='Pretrained', checkpoint='torchvision://resnet18')
+        cfg['backbone'] = {**cfg['backbone'], 'init_cfg': init}
+        return cfg
+
+    monkeypatch.setattr(weights, 'read_source', with_pretrained_backbone)
+    _, arriving = build_teacher(ZOO)
+    assert not offline
+    with pytest.raises(RuntimeError, match='openmmlab.*teacher_ckpt'):
+        arriving.arrive()
 
 
 def test_mmrazors_word_against_weights_is_heeded(offline):
