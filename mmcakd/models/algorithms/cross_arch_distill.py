@@ -429,7 +429,7 @@ class CrossArchDistill(SingleTeacherDistill):
             weights.arrive()
             if teacher.riddle:
                 # What says how it normalises may have arrived, too.
-                teacher.adapt_to(self.data_preprocessor)
+                teacher.adapt_to(self.data_preprocessor, *teacher.images)
         if teacher.riddle and not weights.is_random:
             raise ValueError(
                 f'it cannot be known how the teacher normalises images: '
@@ -446,7 +446,7 @@ class CrossArchDistill(SingleTeacherDistill):
         Raises:
             ValueError: Not all images are treated alike.
         """
-        if self.teacher.own is not None:
+        if self.teacher.own is not None or self.teacher.riddle:
             self.teacher.adapt_to(
                 self.data_preprocessor, *read_dataset(dataset)
             )

@@ -116,7 +116,8 @@ class Teacher(nn.Module):
         self.flip_channels = False
         #: Whether padding has to be turned into that of the teacher.
         self.repads = False
-        self._before_student = RAW
+        #: What the pipeline does to images, and whether it loads RGB.
+        self.images = RAW, False
         self._range_is_checked = False
         self.train(mode == 'train')
 
@@ -151,13 +152,13 @@ class Teacher(nn.Module):
         self.scale = self.shift = None
         self.flip_channels = self.repads = False
         self.own, self.riddle = None, ''
+        self.images = pipeline, loads_rgb
         try:
             self.own = find_own_normalisation(self.model, loads_rgb)
         except LookupError as error:
             self.riddle = str(error)
         if self.own is None:
             return
-        self._before_student = pipeline
         students = pipeline.then(read_normalisation(student_preprocessor))
         scale, shift, self.flip_channels = students.turn_into(self.own)
         if (scale != 1).any() or (shift != 0).any():
@@ -222,7 +223,7 @@ class Teacher(nn.Module):
             return
         low = min(float(image.min()) for image in images)
         high = max(float(image.max()) for image in images)
-        before = self._before_student
+        before, _ = self.images
         raw = max(
             float((value * before.std + before.mean).abs().max())
             for value in (low, high)

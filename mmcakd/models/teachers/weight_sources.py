@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, metadata
 from urllib.parse import urlparse
 
@@ -233,7 +234,10 @@ class HuggingFacePart(_PackagePart):
         return os.path.isdir(self.name)
 
     def _fetch(self, ignore: str | Sequence[str]) -> nn.Module:
-        from transformers import AutoModelForImageClassification
+        from transformers import (
+            AutoImageProcessor,
+            AutoModelForImageClassification,
+        )
 
         kwargs = {k: v for k, v in self.cfg.items() if k not in self._OWN}
         network, found = AutoModelForImageClassification.from_pretrained(
@@ -254,6 +258,9 @@ class HuggingFacePart(_PackagePart):
                 'student, or, if nothing reads its logits, name the pattern '
                 'of its head in teacher_ckpt_ignore'
             )
+        with suppress(OSError, ValueError, ImportError):
+            # Says how images are normalised; it is on this machine now.
+            AutoImageProcessor.from_pretrained(self.name)
         return network
 
 

@@ -11,6 +11,7 @@ from mmpretrain.apis import ModelHub
 
 from mmcakd.models.teachers import build_teacher
 from mmcakd.models.teachers.weight_sources import (
+    HuggingFacePart,
     cached_file,
     find_zoo_weights,
 )
@@ -426,3 +427,15 @@ def test_head_that_hugging_face_would_make_up_is_refused(
         assert named in str(caught.value)
     _, weights = build_teacher(cfg, ignore=['^classifier'])
     weights.arrive()
+
+
+def test_hugging_face_is_asked_when_training_starts(
+    vit_of_hugging_face, monkeypatch
+):
+    network, folder = vit_of_hugging_face
+    # As for a name that is no folder.
+    monkeypatch.setattr(HuggingFacePart, 'is_here', lambda *_: False)
+    model, weights = build_teacher(hugging_face(folder))
+    assert not same(model.model, network)
+    weights.arrive()
+    assert same(model.model, network)
