@@ -215,6 +215,57 @@ def find_editable_installs() -> None:
     config.get_installed_path = hub.get_installed_path = get_installed_path
 
 
+def refuse_to_install_packages() -> None:
+    """Say which package is missing instead of installing it.
+
+    MMEngine's hub runs ``python -m pip install`` for the package of a config
+    or model that is not installed, from whatever registry and with whatever
+    ``python`` comes first, and other routes end in a bare
+    ``DistributionNotFound``.
+
+    Unnecessary once MMEngine asks before it installs.
+    """
+    import mmengine.utils
+    from mmengine.config import config
+    from mmengine.config.utils import MODULE2PACKAGE
+    from mmengine.hub import hub
+    from mmengine.utils import package_utils
+
+    if hasattr(package_utils.install_package, 'refuses'):
+        return
+    modules = {package: module for module, package in MODULE2PACKAGE.items()}
+    original = config.get_installed_path
+
+    def install_package(package: str) -> None:
+        spec = find_spec(modules.get(package, package))
+        if spec is not None and spec.origin is not None:
+            return
+        if package == 'mmcls':
+            cure = 'it is MMPretrain now: write mmpretrain:: for mmcls::'
+        else:
+            cure = f'if you want it, install it: mim install {package}'
+        raise ModuleNotFoundError(
+            f'a config or model of {package} is named, which is not '
+            f'installed; {cure}',
+            name=package,
+        )
+
+    def is_installed(package: str) -> bool:
+        install_package(package)
+        return True
+
+    @wraps(original)
+    def get_installed_path(package: str) -> str:
+        install_package(package)
+        return original(package)
+
+    install_package.refuses = True
+    for module in (mmengine.utils, package_utils, hub):
+        module.install_package = install_package
+    config.is_installed = is_installed
+    config.get_installed_path = hub.get_installed_path = get_installed_path
+
+
 def name_empty_images() -> None:
     """Name the image file that OpenCV fails on.
 
@@ -344,7 +395,8 @@ def read_checkpoints_safely() -> None:
     Of a file that is missing, cut off, damaged or something else, MMEngine
     shows what torch says: an end of file, an error of its zip library, or
     the advice to switch the safety off. What it downloads it reads by
-    :mod:`torch.hub`, which does run code that is in a file.
+    :mod:`torch.hub`, which does run code that is in a file. Averaged weights
+    beside the trained ones it does not see.
 
     Unnecessary once MMEngine reads weights only, wherever they are from, and
     says what is wrong with a file.
@@ -354,13 +406,15 @@ def read_checkpoints_safely() -> None:
     # Imported when they are called: the package needs what is mended here.
     def load_from_local(filename, map_location=None):
         from mmcakd.models.teachers.reader import read_local
+        from mmcakd.models.teachers.state_dicts import prefer_average
 
-        return read_local(filename, map_location)
+        return prefer_average(read_local(filename, map_location))
 
     def load_from_http(filename, map_location=None, **kwargs):
         from mmcakd.models.teachers.reader import read_url
+        from mmcakd.models.teachers.state_dicts import prefer_average
 
-        return read_url(filename, map_location, **kwargs)
+        return prefer_average(read_url(filename, map_location, **kwargs))
 
     register = CheckpointLoader.register_scheme
     register('', load_from_local, force=True)
@@ -682,6 +736,7 @@ FIXES = (
     trust_mmengine_checkpoints,
     see_plain_dicts_of_modules,
     find_editable_installs,
+    refuse_to_install_packages,
     name_empty_images,
     rename_weights_of_wrapped_models,
     decay_layers_without_weight_decay,

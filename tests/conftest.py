@@ -165,6 +165,7 @@ def distillation(**kwargs) -> dict:
         type='mmcakd.CrossArchDistill',
         architecture=classifier(resnet()),
         teacher=classifier(swin()),
+        teacher_ckpt='random',
         distiller=scalekd(),
         input_size=64,
         student_loss_weight=0.5,

@@ -598,6 +598,95 @@ def test_other_packages_are_found_where_they_were():
         assert (Path(found) / '__init__.py').exists()
 
 
+# ------------------------------------------------ packages not installed
+
+
+@pytest.fixture
+def installs(monkeypatch):
+    """What would have been run."""
+    from mmengine.utils import package_utils
+
+    commands = []
+    monkeypatch.setattr(package_utils, 'call_command', commands.append)
+    return commands
+
+
+def _base_of_another_package(name, tmp_path):
+    from mmengine.config import Config
+
+    path = tmp_path / 'config.py'
+    path.write_text(f"_base_ = '{name}'\n")
+    return Config.fromfile(path)
+
+
+def _python_base(name, tmp_path):
+    from mmengine.config import Config
+
+    package = name.partition('::')[0]
+    path = tmp_path / 'config.py'
+    path.write_text(
+        'from mmengine.config import read_base\n\nwith read_base():\n'
+        f'    from {package}.configs.some import *\n'
+    )
+    return Config.fromfile(path)
+
+
+def _hub(name, tmp_path):
+    from mmengine.hub import get_model
+
+    return get_model(name)
+
+
+def _hub_config(name, tmp_path):
+    from mmengine.hub import get_config
+
+    return get_config(name)
+
+
+def _teacher(name, tmp_path):
+    from mmcakd.models.teachers import build_teacher
+
+    return build_teacher(dict(cfg_path=name, pretrained=False))
+
+
+@pytest.mark.parametrize(
+    'read',
+    [_base_of_another_package, _python_base, _hub, _hub_config, _teacher],
+)
+@pytest.mark.parametrize(
+    'name, cure',
+    [
+        ('mmcls::resnet/some.py', 'MMPretrain now: write mmpretrain::'),
+        ('mmocr::some/other.py', 'mim install mmocr'),
+    ],
+)
+def test_nothing_is_installed_unasked(read, name, cure, installs, tmp_path):
+    with pytest.raises(ModuleNotFoundError) as caught:
+        read(name, tmp_path)
+    assert not installs
+    assert '\n' not in str(caught.value)
+    package = name.partition('::')[0]
+    for named in (f'{package} is named', 'not installed', cure):
+        assert named in str(caught.value)
+
+
+def test_installed_packages_are_read(installs):
+    from mmengine.hub import get_config
+
+    cfg = get_config('mmpretrain::resnet/resnet18_8xb32_in1k.py')
+    assert cfg.model.backbone.depth == 18
+    assert not installs
+
+
+def test_distribution_may_have_another_name_than_its_module(installs):
+    from mmengine.utils import install_package
+
+    with pytest.raises(ModuleNotFoundError, match='mim install mmaction2'):
+        install_package('mmaction2')
+    install_package('mmrazor')
+    assert not installs
+
+
 # ------------------------------------------------------------- empty images
 
 

@@ -15,6 +15,11 @@ from mmcakd.models.teachers import (
     read_checkpoint,
     read_model_cfg,
 )
+from mmcakd.models.teachers.state_dicts import (
+    has_average,
+    pick_student,
+    pick_weights,
+)
 from mmcakd.version import __version__
 
 from .checkpoints import newest_checkpoint, pointed_checkpoint
@@ -25,9 +30,6 @@ from .config_text import (
     refusal,
 )
 from .files import replacing
-
-#: What the weights of a student are called in those of a distillation.
-STUDENT = 'architecture.'
 
 #: Packages whose classifiers are MMPretrain's with more to choose from.
 _PLUG_INS = ('mmcakd', 'mmrazor')
@@ -199,8 +201,7 @@ def student_state_dict(
 ) -> 'OrderedDict[str, torch.Tensor]':
     """Pick the student's weights out of a checkpoint.
 
-    MMEngine saves the averaged weights as ``state_dict`` when the model was
-    trained with an ``EMAHook``, and the trained ones as ``ema_state_dict``.
+    See :func:`mmcakd.models.teachers.state_dicts.pick_weights`.
 
     Args:
         checkpoint (dict): A checkpoint of a distillation, or of a plain model.
@@ -210,23 +211,17 @@ def student_state_dict(
     Returns:
         OrderedDict: The weights, named as in the student itself.
     """
-    averaged = 'ema_state_dict' in checkpoint
-    if ema and not averaged:
+    if ema and not has_average(checkpoint):
         raise ValueError(
             'the checkpoint has no averaged weights: train with an EMAHook, '
             'or export without asking for them'
         )
-    if averaged and ema is False:
-        prefix, weights = 'module.', checkpoint['ema_state_dict']
-    else:
-        prefix, weights = '', checkpoint['state_dict']
-    if any(key.startswith(prefix + STUDENT) for key in weights):
-        prefix += STUDENT
+    weights = pick_student(pick_weights(checkpoint, ema))
     return OrderedDict(
         # A student trained with channels last is saved as any other.
-        (key.removeprefix(prefix), value.contiguous())
+        (key, value.contiguous())
         for key, value in weights.items()
-        if key.startswith(prefix) and isinstance(value, torch.Tensor)
+        if isinstance(value, torch.Tensor)
     )
 
 

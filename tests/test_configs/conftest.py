@@ -93,7 +93,7 @@ def build(cfg: Config, teacher: nn.Module | None = None) -> nn.Module:
         dict(
             cfg.model,
             teacher=teacher,
-            teacher_ckpt=None,
+            teacher_ckpt='random',
             data_preprocessor=cfg.data_preprocessor,
         )
     )
@@ -161,7 +161,7 @@ def shrink(data_root) -> Callable[[Config], None]:
             cfg.model.teacher = read_model_cfg(cfg.model.teacher, 'teacher')
         models = [cfg.model]
         if 'architecture' in cfg.model:
-            cfg.model.update(teacher_ckpt=None, input_size=PIXELS)
+            cfg.model.update(teacher_ckpt='random', input_size=PIXELS)
             models = [cfg.model.architecture, cfg.model.teacher]
         for model in models:
             if model.backbone.type not in (

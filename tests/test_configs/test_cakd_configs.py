@@ -463,7 +463,7 @@ def shrink(cfg: Config, data_root, pixels: int = 64) -> None:
         pixels = 96
     if isinstance(cfg.model.teacher, str):
         cfg.model.teacher = read_model_cfg(cfg.model.teacher, 'teacher')
-    cfg.model.update(teacher_ckpt=None, input_size=pixels)
+    cfg.model.update(teacher_ckpt='random', input_size=pixels)
     teacher = cfg.model.teacher
     if teacher.backbone.type == 'ResNet':
         teacher.backbone.update(stem_channels=8, base_channels=8)
@@ -494,7 +494,7 @@ def build_pair(cfg: Config) -> nn.Module:
         dict(
             cfg.model,
             teacher=build_model(cfg.model.teacher, 'teacher'),
-            teacher_ckpt=None,
+            teacher_ckpt='random',
             data_preprocessor=cfg.data_preprocessor,
         )
     )

@@ -324,7 +324,7 @@ def run_one_step(name: str, data_root: Path, work_dir: Path):
     cfg = read_config(name)
     cfg.work_dir = str(work_dir)
     cfg.experiment_name = f'{work_dir.name}_{name}'
-    cfg.model.teacher_ckpt = None
+    cfg.model.teacher_ckpt = 'random'
     cfg.train_dataloader.update(batch_size=2, num_workers=0)
     cfg.train_dataloader.dataset.data_root = str(data_root)
     for key in ('cfg', 'dataloader', 'evaluator'):

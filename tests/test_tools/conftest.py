@@ -79,6 +79,7 @@ model = dict(
     type='mmcakd.CrossArchDistill',
     architecture=student,
     teacher=teacher,
+    teacher_ckpt='random',
     input_size=32,
     distiller=dict(
         type='mmcakd.CrossArchDistiller',

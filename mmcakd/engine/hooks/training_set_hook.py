@@ -40,6 +40,9 @@ class TrainingSetHook(Hook):
     - modules with a method ``check_batch_size``, such as
       :class:`mmcakd.models.losses.InfoNCELoss`, get the number of images in
       the smallest batch of an epoch, and may refuse it;
+    - modules with a method ``prepare_from_dataset``, such as
+      :class:`mmcakd.models.algorithms.CrossArchDistill`, get the training
+      set, whose pipeline may normalise images;
     - a ``SwitchRecipeHook`` that will mix images is refused where their
       classes or places are read.
 
@@ -67,6 +70,8 @@ class TrainingSetHook(Hook):
         for part in model.modules():
             if smallest is not None and hasattr(part, 'check_batch_size'):
                 part.check_batch_size(smallest)
+            if hasattr(part, 'prepare_from_dataset'):
+                part.prepare_from_dataset(loader.dataset)
         check_labels(model, loader.dataset)
         check_switches(runner.hooks, model)
         parts = [

@@ -7,12 +7,14 @@ from mmengine.dist import is_distributed
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from torch import nn
+from torch.utils.data import Dataset
 
 from mmcakd.arguments import PositiveInt
 from mmcakd.registry import MODELS
 
 from ..losses import AdversarialLoss, CCLoss, CRDLoss, RKDLoss
 from ..recorders import LogitsRecorder
+from ..teachers.normalisation import read_dataset
 from .cross_arch_distill import CrossArchDistill
 
 #: Losses that do not compare features place by place.
@@ -118,6 +120,13 @@ class AdversarialDistill(CrossArchDistill):
         self._ddp_params_and_buffers_to_ignore = [
             name for name, p in self.named_parameters() if p in discriminated
         ]
+
+    def prepare_from_dataset(self, dataset: Dataset) -> None:
+        """See :meth:`CrossArchDistill.prepare_from_dataset`."""
+        super().prepare_from_dataset(dataset)
+        if hasattr(self.view_generator, 'adapt_to'):
+            pipeline, _ = read_dataset(dataset)
+            self.view_generator.adapt_to(self.data_preprocessor, pipeline)
 
     @property
     def adversarial_losses(self) -> dict[str, AdversarialLoss]:

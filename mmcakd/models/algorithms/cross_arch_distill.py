@@ -1,14 +1,12 @@
 """Distillation from one frozen teacher of any architecture."""
 
 import copy
-import logging
 import math
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any, Literal
 
 import torch
-from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from mmpretrain.models import BaseClassifier, TimmClassifier
@@ -20,6 +18,7 @@ from mmrazor.models.task_modules.recorder import (
 from mmrazor.models.utils import add_prefix
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import Dataset
 
 from mmcakd.arguments import NonNegative, Size
 from mmcakd.registry import MODELS
@@ -27,7 +26,10 @@ from mmcakd.registry import MODELS
 from ..connectors import BaseConnector
 from ..distillers import CrossArchDistiller
 from ..stages import find_backbone
-from ..teachers import Precision, Teacher, build_model, load_weights
+from ..teachers import Precision, Teacher, build_model, build_teacher
+from ..teachers.normalisation import read_dataset, read_normalisation
+from ..teachers.teacher import count_input_channels
+from .student_weights import adopt_student
 
 #: What hooks, loops and optimizer constructors of MMPretrain look for in the
 #: classifier that is trained. In a distillation they find the student's.
@@ -69,8 +71,13 @@ class CrossArchDistill(SingleTeacherDistill):
         distiller (dict): Config of a
             :class:`mmcakd.models.distillers.CrossArchDistiller`.
         teacher_ckpt (str, optional): File or URL of the teacher's weights;
-            they have to fit without a missing or unexpected key. Defaults to
-            what the teacher's own config names.
+            they have to fit without a missing or unexpected key. ``'random'``
+            is for a teacher without any, on purpose. Defaults to what
+            ``teacher`` names: a built model has its weights, a config may
+            name them in ``init_cfg``, ``pretrained`` or ``checkpoint_path``,
+            and those of a zoo's model are fetched when training starts. A
+            file that is there is loaded at once, a URL when training starts;
+            training does not start without.
         teacher_ckpt_ignore (Sequence[str]): Regular expressions of keys that
             may not fit. Defaults to none.
         input_size (int | tuple[int, int], optional): Size ``(H, W)`` of the
@@ -91,6 +98,9 @@ class CrossArchDistill(SingleTeacherDistill):
         data_preprocessor (dict | nn.Module, optional): Used for the student
             unless its config has one.
         **kwargs: Other arguments of ``SingleTeacherDistill``.
+
+    A checkpoint of the student alone may be loaded as well as one of the
+    distillation: its weights become ``architecture.*``.
 
     Raises:
         ValueError: No teacher or student; a trainable teacher; a distiller
@@ -152,18 +162,9 @@ class CrossArchDistill(SingleTeacherDistill):
             raise ValueError('no distiller is given; set model.distiller')
         distiller = {'type': 'mmcakd.CrossArchDistiller', **distiller}
         _check_distiller(distiller['type'])
-        comes_built = isinstance(teacher, BaseModel)
-        teacher = build_model(teacher, 'teacher')
-        if teacher_ckpt:
-            load_weights(teacher, teacher_ckpt, teacher_ckpt_ignore)
-        elif not comes_built:
-            print_log(
-                'No teacher_ckpt is given: the teacher has the weights that '
-                'its own config names, or else random ones',
-                'current',
-                level=logging.WARNING,
-            )
-            teacher.init_weights()
+        teacher, weights = build_teacher(
+            teacher, teacher_ckpt, teacher_ckpt_ignore
+        )
         architecture, data_preprocessor = _build_student(
             architecture, data_preprocessor
         )
@@ -193,8 +194,10 @@ class CrossArchDistill(SingleTeacherDistill):
             teacher_channels_last,
             teacher_compile,
         )
+        teacher.weights = weights
         object.__setattr__(self, 'teacher', teacher)
         self.teacher.adapt_to(self.data_preprocessor)
+        self.teacher.watch(self.data_preprocessor)
         self.teacher.data_preprocessor = self.data_preprocessor
         self.student_loss_weight = student_loss_weight
         self.student_memory_format = (
@@ -284,7 +287,13 @@ class CrossArchDistill(SingleTeacherDistill):
             images.
         """
         count = max(2, self.distiller.min_images)
-        inputs = example_images(count, self.input_size)
+        channels = count_input_channels(self.student) or 3
+        inputs = example_images(count, self.input_size, channels)
+        if self.teacher.own is not None:
+            # Made of pixels, since the teacher will undo what was done.
+            inputs = read_normalisation(self.data_preprocessor)(
+                (inputs + 2) * 255 / 4
+            )
         samples = describe_images(len(inputs), self.input_size)
         was_training = self.student.training
         # MMPretrain freezes stages when a network is switched to training.
@@ -299,14 +308,15 @@ class CrossArchDistill(SingleTeacherDistill):
                     output = model(inputs, samples, mode='tensor')
             except Exception as error:
                 cure = (
-                    'set teacher_input_size to a size it accepts'
+                    'set teacher_input_size to a size it accepts, or take '
+                    "one for images of the student's channels"
                     if whose == 'teacher'
                     else 'set img_size of its backbone or input_size of the '
                     'algorithm'
                 )
                 raise ValueError(
                     f'the {whose} cannot run on images of '
-                    f'{self.input_size}: '
+                    f'{self.input_size} and {channels} channels: '
                     f'{error or type(error).__name__}; {cure}'
                 ) from error
         if self.student_trainable:
@@ -399,6 +409,55 @@ class CrossArchDistill(SingleTeacherDistill):
                 'optim_wrapper.constructor'
             ) from error
 
+    def init_weights(self) -> None:
+        """Initialise what is trained, as a Runner does before training.
+
+        By then the weights of the teacher have arrived; what its config only
+        names is fetched here.
+
+        Raises:
+            ValueError: The teacher has no weights, or it cannot be known how
+                it normalises images.
+            RuntimeError: Its weights could not be fetched, or do not fit.
+        """
+        self._insist_on_teacher()
+        super().init_weights()
+
+    def _insist_on_teacher(self) -> None:
+        teacher, weights = self.teacher, self.teacher.weights
+        if not weights.is_complete:
+            weights.arrive()
+            if teacher.riddle:
+                # What says how it normalises may have arrived, too.
+                teacher.adapt_to(self.data_preprocessor, *teacher.images)
+        if teacher.riddle and not weights.is_random:
+            raise ValueError(
+                f'it cannot be known how the teacher normalises images: '
+                f'{teacher.riddle}; give its config data_preprocessor=dict('
+                'mean=[...], std=[...], to_rgb=True)'
+            )
+
+    def prepare_from_dataset(self, dataset: Dataset) -> None:
+        """Learn how the training images are normalised before they get here.
+
+        Args:
+            dataset (Dataset): The training set.
+
+        Raises:
+            ValueError: Not all images are treated alike.
+        """
+        if self.teacher.own is not None or self.teacher.riddle:
+            self.teacher.adapt_to(
+                self.data_preprocessor, *read_dataset(dataset)
+            )
+
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, *args, **kwargs
+    ) -> None:
+        # Of a distillation, or of its student alone, for `load_from`.
+        adopt_student(state_dict, prefix, self.student)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def train(self, mode: bool = True) -> 'CrossArchDistill':
         """Switch student and distiller; the teacher keeps its mode."""
         nn.Module.train(self, mode)
@@ -429,6 +488,9 @@ class CrossArchDistill(SingleTeacherDistill):
         if self.training and not self.distillation_stopped:
             # A hook may have switched mixing on since the last step.
             self._check_labels()
+        if self.training and torch.is_grad_enabled():
+            # In a loop that did not call `init_weights`.
+            self._insist_on_teacher()
         batch_inputs = batch_inputs.to(
             memory_format=self.student_memory_format
         )
@@ -521,13 +583,15 @@ def _build_student(
     return student, cfg
 
 
-def example_images(count: int, size: tuple[int, int]) -> torch.Tensor:
-    """Make images ``(N, 3, H, W)`` of which no two, and no two pixels, agree.
+def example_images(
+    count: int, size: tuple[int, int], channels: int = 3
+) -> torch.Tensor:
+    """Make images ``(N, C, H, W)`` of which no two, and no two pixels, agree.
 
     On blank ones a network of zero biases gives zeros wherever it is right
     and wherever it is wrong.
     """
-    shape = (count, 3, *size)
+    shape = (count, channels, *size)
     return torch.linspace(-2, 2, math.prod(shape)).view(shape)
 
 

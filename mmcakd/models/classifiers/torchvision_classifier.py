@@ -88,6 +88,8 @@ class TorchvisionClassifier(TimmClassifier):
                     loss or dict(type='CrossEntropyLoss')
                 )
         self.model = get_model(model_name, weights=None, **kwargs)
+        # By which torchvision knows how its weights want their images.
+        self.model_name = model_name
         self.loss_module = loss
         self._register_state_dict_hook(self._remove_state_dict_prefix)
         self._register_load_state_dict_pre_hook(self._add_state_dict_prefix)

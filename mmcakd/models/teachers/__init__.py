@@ -2,11 +2,14 @@ from .build import build_model, find_scope, read_model_cfg
 from .checkpoint import check_finite, fit_weights, load_weights
 from .reader import check_resumable, read_checkpoint, read_state_dict
 from .teacher import Precision, Teacher
+from .weights import TeacherWeights, build_teacher
 
 __all__ = [
     'Precision',
     'Teacher',
+    'TeacherWeights',
     'build_model',
+    'build_teacher',
     'check_finite',
     'check_resumable',
     'find_scope',

@@ -7,10 +7,17 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hub import get_config
 from mmengine.model import BaseModel, BaseModule
 from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import DefaultScope
+from mmengine.registry import TRANSFORMS, DefaultScope
 from torch import nn
 
 from mmcakd.registry import MODELS
+
+from .normalisation import (
+    NORMALISING,
+    RAW,
+    Normalisation,
+    read_pipeline,
+)
 
 
 def build_model(
@@ -32,7 +39,8 @@ def build_model(
         BaseModel: With randomly initialised weights, unless it came built.
 
     Raises:
-        ValueError: No source was given, or the name is unknown.
+        ValueError: No source was given, the name is unknown, or something
+            else is said beside ``cfg_path``.
         TypeError: The source is of another kind, or is no ``BaseModel``.
 
     Examples:
@@ -42,35 +50,9 @@ def build_model(
         >>> type(model.backbone).__name__
         'ResNet'
     """
-    if not source:
-        raise ValueError(
-            f'no {role} is given; set it in the config, e.g. model=dict('
-            f'{"architecture" if role == "student" else role}='
-            "'mmpretrain::resnet/resnet50_8xb32_in1k.py')"
-        )
     if isinstance(source, BaseModel):
         return source
-    if isinstance(source, str):
-        source = read_model_cfg(source, role)
-    elif isinstance(source, dict) and 'cfg_path' in source:
-        # MMRazor's spelling. Weights come from `teacher_ckpt`, which is
-        # checked, rather than from `pretrained=True`, which is not.
-        if source.get('pretrained'):
-            raise ValueError(
-                f'{role}: pretrained=True loads weights unchecked; set '
-                'pretrained=False and name the file or URL in `teacher_ckpt` '
-                '(or `init_cfg` of a student)'
-            )
-        source = read_model_cfg(source['cfg_path'], role)
-    if not isinstance(source, dict):
-        raise TypeError(
-            f'{role} should be a config dict, a config path, a model name or '
-            f'a BaseModel, but got {type(source).__name__}; networks of other '
-            'packages are wrapped by mmpretrain.TimmClassifier, '
-            'mmpretrain.HuggingFaceClassifier and '
-            'mmcakd.TorchvisionClassifier'
-        )
-    cfg = {**source}
+    cfg = {**read_source(source, role)}
     if data_preprocessor is not None:
         cfg.setdefault('data_preprocessor', data_preprocessor)
     if isinstance(cfg.get('data_preprocessor'), dict):
@@ -122,6 +104,56 @@ def find_scope(kind: type | str | None) -> str | None:
     return scope if prefixed and known else None
 
 
+def read_source(source: Any, role: str) -> dict:
+    """Read the config of a model from what names it.
+
+    Args:
+        source (dict | str): See :func:`build_model`.
+        role (str): ``'student'`` or ``'teacher'``, for the messages.
+
+    Returns:
+        dict: Its config.
+
+    Raises:
+        ValueError: See :func:`build_model`.
+        TypeError: See :func:`build_model`.
+    """
+    if not source:
+        raise ValueError(
+            f'no {role} is given; set it in the config, e.g. model=dict('
+            f'{"architecture" if role == "student" else role}='
+            "'mmpretrain::resnet/resnet50_8xb32_in1k.py')"
+        )
+    if isinstance(source, str):
+        return read_model_cfg(source, role)
+    if not isinstance(source, dict):
+        raise TypeError(
+            f'{role} should be a config dict, a config path, a model name or '
+            f'a BaseModel, but got {type(source).__name__}; networks of other '
+            'packages are wrapped by mmpretrain.TimmClassifier, '
+            'mmpretrain.HuggingFaceClassifier and '
+            'mmcakd.TorchvisionClassifier'
+        )
+    if 'cfg_path' not in source:
+        return source
+    # MMRazor's spelling.
+    weights = 'teacher_ckpt' if role == 'teacher' else 'load_from'
+    if source.get('pretrained'):
+        raise ValueError(
+            f'{role}: pretrained=True loads weights unchecked; set '
+            'pretrained=False and name the file or URL in '
+            f'`{weights}`'
+        )
+    others = sorted(set(source) - {'cfg_path', 'pretrained'})
+    if others:
+        raise ValueError(
+            f'{role}: {", ".join(others)} beside cfg_path would change '
+            'nothing: write them in a config file whose _base_ is '
+            f'{source["cfg_path"]}, and name weights in `{weights}`'
+        )
+    return read_model_cfg(source['cfg_path'], role)
+
+
 def read_model_cfg(name: str, role: str) -> dict:
     """Read the model of a config file with its data preprocessor."""
     if '::' in name:
@@ -141,4 +173,40 @@ def read_model_cfg(name: str, role: str) -> dict:
     if 'data_preprocessor' in cfg:
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
     model.setdefault('_scope_', scope)
+    if role == 'teacher':
+        _normalise_as_its_pipeline(model, cfg)
     return model
+
+
+def _normalise_as_its_pipeline(model: dict, cfg: Config) -> None:
+    """Let a teacher do what the pipeline did that it was evaluated with."""
+    preprocessor = dict(model.get('data_preprocessor') or {})
+    kind = preprocessor.setdefault('type', 'mmpretrain.ClsDataPreprocessor')
+    is_for_classifiers = _name_of(kind).endswith('ClsDataPreprocessor')
+    if preprocessor.get('mean') is not None or not is_for_classifiers:
+        return
+    loaders = (
+        cfg.get(f'{split}_dataloader') for split in ('test', 'val', 'train')
+    )
+    dataset = next(filter(None, loaders), {}).get('dataset', {})
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        steps = [
+            TRANSFORMS.build(step)
+            for step in dataset.get('pipeline', [])
+            if _name_of(step['type']) in NORMALISING
+        ]
+    found = read_pipeline(steps)
+    if found is not RAW:
+        flips = preprocessor.get('to_rgb', False)
+        found = found.then(Normalisation(RAW.mean, RAW.std, flips))
+        model['data_preprocessor'] = preprocessor | dict(
+            mean=found.mean.expand(3, 1, 1).flatten().tolist(),
+            std=found.std.expand(3, 1, 1).flatten().tolist(),
+            to_rgb=found.flips,
+        )
+
+
+def _name_of(kind: Any) -> str:
+    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]

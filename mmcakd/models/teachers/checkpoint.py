@@ -8,7 +8,8 @@ import torch
 from mmengine.logging import print_log
 from torch import nn
 
-from .reader import read_state_dict
+from .reader import read_checkpoint
+from .state_dicts import pick_student, pick_weights, take_inside
 
 #: Buffers that a network computes for itself from its own sizes. They may be
 #: missing, and masks of attention may be infinite.
@@ -19,16 +20,23 @@ DERIVED_BUFFERS = re.compile(
 
 
 def load_weights(
-    model: nn.Module, path: str | Path, ignore: str | Sequence[str] = ()
+    model: nn.Module,
+    path: str | Path,
+    ignore: str | Sequence[str] = (),
+    prefix: str | None = None,
 ) -> None:
     """Load a checkpoint and insist that it is the model's.
 
+    Of a distillation the student is taken; see :mod:`.state_dicts`.
+
     Args:
         model (nn.Module): Filled in place.
-        path (str | Path): See :func:`read_state_dict`.
+        path (str | Path): See :func:`read_checkpoint`.
         ignore (str | Sequence[str]): Regular expressions of keys that may be
             missing or unexpected, e.g. ``'^neck\\.'``. Most parameters have
             to be filled nevertheless.
+        prefix (str, optional): Only the weights below it are taken, without
+            it. Defaults to all.
 
     Raises:
         RuntimeError: Keys are missing or unexpected, or shapes differ: the
@@ -36,8 +44,14 @@ def load_weights(
             left by ``ignore``.
         TypeError: ``ignore`` is of another type.
     """
-    ignore = _as_patterns(ignore)
-    state_dict = read_state_dict(path)
+    ignore = as_patterns(ignore)
+    checkpoint = read_checkpoint(path, mmap=True)
+    state_dict = pick_student(pick_weights(checkpoint))
+    if prefix:
+        state_dict = take_inside(state_dict, prefix)
+    if not state_dict:
+        below = f' below {prefix}' if prefix else ''
+        raise RuntimeError(f'{path} holds no weights{below}')
     check_finite(state_dict, path)
     fit_weights(model, state_dict, path, ignore)
     print_log(f'Loaded {len(state_dict)} weights from {path}', 'current')
@@ -82,7 +96,7 @@ def fit_weights(
         kind: [
             f'{key}: {misshapen[key]}' if key in misshapen else key
             for key in keys
-            if not _tolerated(key, ignore)
+            if not is_tolerated(key, ignore)
         ]
         for kind, keys in found.items()
     }
@@ -130,7 +144,8 @@ def check_finite(
             )
 
 
-def _as_patterns(ignore: str | Sequence[str]) -> list[re.Pattern]:
+def as_patterns(ignore: str | Sequence[str]) -> list[re.Pattern]:
+    """Compile the regular expressions of ``teacher_ckpt_ignore``."""
     if isinstance(ignore, str):
         ignore = [ignore]
     elif not isinstance(ignore, (list, tuple)) or not all(
@@ -167,7 +182,8 @@ def _check_bulk(
         )
 
 
-def _tolerated(key: str, ignore: Sequence[re.Pattern]) -> bool:
+def is_tolerated(key: str, ignore: Sequence[re.Pattern]) -> bool:
+    """Whether a weight may be missing, or may be one too many."""
     return bool(
         DERIVED_BUFFERS.search(key)
         or any(pattern.search(key) for pattern in ignore)

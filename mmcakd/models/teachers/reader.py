@@ -22,7 +22,7 @@ from mmengine.runner import CheckpointLoader
 from safetensors.torch import load_file as load_safetensors
 
 #: Where the weights of a checkpoint are. First come, first served.
-_WEIGHTS = ('state_dict', 'model')
+_WEIGHTS = ('state_dict', 'model', 'state_dict_ema', 'model_ema')
 
 _SAVE_WEIGHTS = "torch.save({'state_dict': model.state_dict()}, path)"
 _COPY_AGAIN = 'copy or download it again'
@@ -65,7 +65,9 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
             of another kind, or carries Python code.
     """
     path = str(path)
-    if re.match(r'[\w.+-]{2,}:', path):
+    if path.startswith(('http://', 'https://')):
+        checkpoint = read_url(path)
+    elif re.match(r'[\w.+-]{2,}:', path):
         checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu', 'silent')
     else:
         checkpoint = read_local(path, 'cpu', mmap)

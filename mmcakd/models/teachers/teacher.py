@@ -1,18 +1,26 @@
 """The frozen teacher."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmcakd.arguments import Size, check_on_construction
 
-from ..stages import Tail, build_tail
-from .normalisation import is_rgb, read_normalisation
+from ..stages import Tail, build_tail, find_backbone
+from .normalisation import (
+    RAW,
+    Normalisation,
+    find_own_normalisation,
+    read_normalisation,
+)
+from .weights import TeacherWeights
 
 Precision = Literal['fp32', 'bf16', 'fp16']
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
@@ -25,7 +33,11 @@ class Teacher(nn.Module):
     It is always in eval mode, so that dropout and stochastic depth never
     blur its targets, and runs without grad: nothing is saved for backward.
     The batch arrives normalised and sized for the student; the teacher
-    undoes the student's normalisation and applies its own.
+    undoes the student's normalisation and applies its own, so that it sees
+    what its own preprocessor would have made of the images. A model of timm,
+    torchvision or Hugging Face without a ``data_preprocessor`` knows from its
+    package how it is normalised; any other without one takes batches as they
+    are. One-channel images are repeated for a network of three channels.
 
     An algorithm keeps a teacher as a plain attribute, not as a submodule. So
     it is in no ``state_dict``, no optimizer, no DDP bucket, and a deep copy
@@ -90,11 +102,23 @@ class Teacher(nn.Module):
             self.model.to(memory_format=torch.channels_last)
         if compile:
             self.model.compile()
+        self.in_channels = count_input_channels(model)
+        #: Where its weights come from; set by the algorithm that built it.
+        self.weights: TeacherWeights | None = None
+        #: How the network wants its images, if it says.
+        self.own: Normalisation | None = None
+        #: Why that cannot be known.
+        self.riddle = ''
         # An affine map per channel from the student's normalisation to the
         # teacher's; None where they agree.
         self.register_buffer('scale', None)
         self.register_buffer('shift', None)
         self.flip_channels = False
+        #: Whether padding has to be turned into that of the teacher.
+        self.repads = False
+        #: What the pipeline does to images, and whether it loads RGB.
+        self.images = RAW, False
+        self._range_is_checked = False
         self.train(mode == 'train')
 
     def train(self, mode: bool = True) -> 'Teacher':
@@ -109,39 +133,146 @@ class Teacher(nn.Module):
         """Share the frozen weights with every copy of the algorithm."""
         return self
 
-    def adapt_to(self, student_preprocessor: nn.Module) -> None:
+    def adapt_to(
+        self,
+        student_preprocessor: nn.Module,
+        pipeline: Normalisation = RAW,
+        loads_rgb: bool = False,
+    ) -> None:
         """Learn how the student's batches are normalised.
-
-        A teacher without a normalisation of its own takes batches as they
-        are.
 
         Args:
             student_preprocessor (nn.Module): The preprocessor that makes the
                 batches.
+            pipeline (Normalisation): What the data pipeline does to the
+                images before. Defaults to nothing.
+            loads_rgb (bool): Whether the data set loads RGB images. Defaults
+                to False.
         """
-        own = self.model.data_preprocessor
-        if not getattr(own, '_enable_normalize', False):
+        self.scale = self.shift = None
+        self.flip_channels = self.repads = False
+        self.own, self.riddle = None, ''
+        self.images = pipeline, loads_rgb
+        try:
+            self.own = find_own_normalisation(self.model, loads_rgb)
+        except LookupError as error:
+            self.riddle = str(error)
+        if self.own is None:
             return
-        self.flip_channels = is_rgb(own) != is_rgb(student_preprocessor)
-        mean, std = read_normalisation(student_preprocessor, own)
-        if self.flip_channels:
-            mean, std = mean.flip(0), std.flip(0)
-        self.scale = std / own.std
-        self.shift = (mean - own.mean) / own.std
-        if (self.scale == 1).all() and (self.shift == 0).all():
-            self.scale = self.shift = None
+        students = pipeline.then(read_normalisation(student_preprocessor))
+        scale, shift, self.flip_channels = students.turn_into(self.own)
+        if (scale != 1).any() or (shift != 0).any():
+            weight = next(self.model.parameters(), scale)
+            self.scale = scale.to(weight.device)
+            self.shift = shift.to(weight.device)
+        self.repads = self.scale is not None or pad_value(
+            student_preprocessor
+        ) != pad_value(self.model.data_preprocessor)
+
+    def watch(self, preprocessor: nn.Module) -> None:
+        """Look at the images that the student's preprocessor gets.
+
+        Their sizes are noted in their data samples as ``img_shape``, so that
+        padding can be told from images. The first training batch is refused
+        if it is not what :meth:`adapt_to` was told.
+
+        Args:
+            preprocessor (nn.Module): The preprocessor that makes the batches.
+        """
+        preprocessor.register_forward_pre_hook(
+            self._look_at_images, with_kwargs=True
+        )
+
+    def _look_at_images(
+        self, preprocessor: nn.Module, args: tuple, kwargs: dict
+    ) -> None:
+        names = ('data', 'training')
+        call = dict(zip(names, args, strict=False)) | kwargs
+        data, training = call.get('data'), call.get('training', False)
+        images = data.get('inputs') if isinstance(data, dict) else None
+        if not isinstance(images, (list, tuple, torch.Tensor)) or not all(
+            isinstance(image, torch.Tensor) for image in images
+        ):
+            return
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        for sample, size in zip(
+            data.get('data_samples') or (), sizes, strict=False
+        ):
+            if isinstance(sample, BaseDataElement):
+                sample.set_metainfo(dict(img_shape=size))
+        if training:
+            # MMDetection calls so what resizes whole batches.
+            augments = getattr(preprocessor, 'batch_augments', None)
+            mixes = type(augments).__name__ == 'RandomBatchAugment'
+            self._check_images(images, mixes and len(set(sizes)) > 1)
+
+    def _check_images(
+        self, images: Sequence[torch.Tensor], mixes_padding: bool
+    ) -> None:
+        if mixes_padding and self.repads:
+            raise ValueError(
+                'images of several sizes are padded and then mixed, so that '
+                'the padding cannot be turned into that of the teacher, which '
+                'normalises otherwise than the student: resize them to one '
+                'size in the pipeline'
+            )
+        if self.own is None or self._range_is_checked:
+            return
+        self._range_is_checked = True
+        if all(image.dtype == torch.uint8 for image in images):
+            return
+        low = min(float(image.min()) for image in images)
+        high = max(float(image.max()) for image in images)
+        before, _ = self.images
+        raw = max(
+            float((value * before.std + before.mean).abs().max())
+            for value in (low, high)
+        )
+        # Pixels go up to 255; only black ones stay at 0.
+        if 0 < raw < 10:
+            raise ValueError(
+                f'the values of the first batch, from {low:.3g} to '
+                f'{high:.3g}, are not those of pixels: the images were '
+                'normalised before data_preprocessor, and it is not known '
+                'how, so that the teacher cannot get its own normalisation '
+                f'(mean {_listed(self.own.mean)}, std '
+                f'{_listed(self.own.std)}). Normalise in data_preprocessor '
+                '(mean, std, to_rgb); for Normalize and ToTensor in the '
+                'pipeline it is enough to have mmcakd.TrainingSetHook in '
+                'default_hooks'
+            )
 
     def adapt(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Turn the student's batch ``(N, 3, H, W)`` into the teacher's."""
+        """Turn the student's batch ``(N, C, H, W)`` into the teacher's."""
         if self.flip_channels:
             inputs = inputs.flip(1)
         if self.scale is not None:
             inputs = inputs * self.scale + self.shift
+        if inputs.shape[1] == 1 and self.in_channels == 3:
+            inputs = inputs.expand(-1, 3, -1, -1)
         if self.input_size not in (None, tuple(inputs.shape[-2:])):
             inputs = F.interpolate(
                 inputs, self.input_size, mode='bicubic', antialias=True
             )
         return inputs.to(memory_format=self.memory_format)
+
+    def _repad(
+        self, images: torch.Tensor, data_samples: Sequence
+    ) -> torch.Tensor:
+        """Pad a batch with what :meth:`adapt` turns into the own padding."""
+        value = images.new_full(
+            (images.shape[1], 1, 1), pad_value(self.model.data_preprocessor)
+        )
+        if self.scale is not None:
+            value = (value - self.shift) / self.scale
+        if self.flip_channels:
+            value = value.flip(0)
+        is_image = torch.ones_like(images[:, :1], dtype=torch.bool)
+        for mask, sample in zip(is_image, data_samples, strict=False):
+            height, width = getattr(sample, 'img_shape', images.shape[2:])[:2]
+            mask[:, height:] = False
+            mask[:, :, width:] = False
+        return images.where(is_image, value)
 
     def _precision_context(self, device: str) -> AbstractContextManager:
         if self.precision is None:
@@ -166,6 +297,8 @@ class Teacher(nn.Module):
             mode (str): ``'tensor'`` computes no head loss. Defaults to
                 ``'tensor'``.
         """
+        if self.repads and data_samples:
+            inputs = self._repad(inputs, data_samples)
         inputs = self.adapt(inputs)
         with self._precision_context(inputs.device.type):
             return self.model(inputs, data_samples, mode=mode)
@@ -197,3 +330,27 @@ class Teacher(nn.Module):
         See :func:`mmcakd.models.stages.build_tail`.
         """
         return build_tail(self.model, from_stage, to_stage, blocks)
+
+
+def count_input_channels(model: nn.Module) -> int | None:
+    """Count the channels of the images that a network takes.
+
+    Returns:
+        int, optional: Those of its first convolution; None if it has none.
+    """
+    _, backbone = find_backbone(model)
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    return None
+
+
+def pad_value(preprocessor: nn.Module) -> float:
+    """Read what a preprocessor pads images with, after it normalised them."""
+    # MMSegmentation's has another name for it.
+    value = getattr(preprocessor, 'pad_val', 0)
+    return getattr(preprocessor, 'pad_value', value)
+
+
+def _listed(values: torch.Tensor) -> list[float]:
+    return [round(value, 3) for value in values.flatten().tolist()]

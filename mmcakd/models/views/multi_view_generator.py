@@ -9,7 +9,7 @@ from torch import nn
 from mmcakd.arguments import Fraction, NonNegative, PositiveInt
 from mmcakd.registry import MODELS
 
-from ..teachers.normalisation import is_rgb, read_normalisation
+from ..teachers.normalisation import RAW, Normalisation, read_normalisation
 
 
 @MODELS.register_module()
@@ -100,15 +100,22 @@ class MultiViewGenerator(nn.Module):
         """Whether what is in an image may move."""
         return self.crop_scale[0] < 1 or self.max_rotation > 0
 
-    def adapt_to(self, preprocessor: nn.Module) -> None:
+    def adapt_to(
+        self, preprocessor: nn.Module, pipeline: Normalisation = RAW
+    ) -> None:
         """Learn how the batches are normalised.
 
         Args:
-            preprocessor (nn.Module): The preprocessor that makes them, from
-                images with values up to 255.
+            preprocessor (nn.Module): The preprocessor that makes them.
+            pipeline (Normalisation): What was done before to the images,
+                whose values went up to 255. Defaults to nothing.
         """
-        mean, std = read_normalisation(preprocessor, like=self)
-        self._set_colours(mean, std, is_rgb(preprocessor))
+        whole = pipeline.then(read_normalisation(preprocessor))
+        mean, std = (
+            value.expand(3, 1, 1).to(self.mean.device)
+            for value in (whole.mean, whole.std)
+        )
+        self._set_colours(mean, std, whole.flips)
 
     def check_image_size(self, height: int, width: int) -> None:
         """Check that something of an image is masked, but not all of it.
@@ -142,7 +149,7 @@ class MultiViewGenerator(nn.Module):
         for name, value in dict(
             mean=mean.clone(),
             std=std.clone(),
-            luma=luma if is_rgb else luma.flip(0),
+            luma=(luma if is_rgb else luma.flip(0)).to(mean.device),
         ).items():
             self.register_buffer(name, value, persistent=False)
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from mmcakd.models.teachers import read_checkpoint
+from mmcakd.models.teachers.state_dicts import STUDENT
 
-from ..export import STUDENT, export_student, find_checkpoint
+from ..export import export_student, find_checkpoint
 
 
 def find_student(source: str | Path, which: str = 'last') -> Path:
