@@ -426,7 +426,7 @@ def test_parent_of_a_registered_class_is_checked_once():
         (dict[str, dict], [{}, dict(a={})], [dict(a=1), [], None]),
         (dict, [{}, ConfigDict(a=1)], [[], None, 'a']),
         (nn.Module, [nn.Identity()], [nn.Identity, dict()]),
-        (Any, [None, 1, object()], []),
+        (Any, [None, 1, print], []),
         # Not understood.
         ('what', [None, 1], []),
     ],
