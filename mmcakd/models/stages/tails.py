@@ -370,8 +370,9 @@ def build_tail(
     family, _ = find_family(backbone)
     if to_stage > len(taps):
         raise ValueError(
-            f'a {type(backbone).__name__} has {len(taps)} stages, so that its '
-            f'tail cannot run from stage {from_stage} to {to_stage}'
+            f'a {type(backbone).__name__} has {len(taps)} stages, but its '
+            f'tail should run over from_stage={from_stage}, '
+            f'to_stage={to_stage}'
         )
     if family in TAILS:
         return TAILS[family](backbone, from_stage, to_stage, blocks, **kwargs)
