@@ -135,3 +135,20 @@ def test_the_readmes_own_pair_trains(tmp_path, monkeypatch):
         data = DATASETS.build(loader.dataset)
         assert len(data) == 1
         assert data[0]['inputs'].shape == (3, 224, 224)
+
+
+def rows_of_checks() -> list[tuple[str, str]]:
+    row = re.compile(r'\]\(\.\./(tests/\S+\.py)\) `(\w+)` \|$', re.MULTILINE)
+    return row.findall((ROOT / 'docs/checks.md').read_text('utf-8'))
+
+
+@pytest.mark.parametrize(('path', 'test'), rows_of_checks())
+def test_every_check_that_is_told_has_its_test(path, test):
+    assert f'\ndef {test}(' in (ROOT / path).read_text('utf-8')
+
+
+def test_every_row_of_checks_names_a_test():
+    text = (ROOT / 'docs/checks.md').read_text('utf-8')
+    rows = [line for line in text.splitlines() if line.startswith('| ')]
+    tables = text.count('| --- | --- | --- |')
+    assert len(rows) == len(rows_of_checks()) + 2 * tables
