@@ -27,8 +27,18 @@ def read_config(name: str | Path) -> Config:
         >>> cfg.distiller.distill_losses.loss_kd.type
         'mmcakd.DKDLoss'
     """
-    cfg = get_config(name) if '::' in str(name) else Config.fromfile(name)
-    # What it imports is not of the config.
+    return name_types(
+        get_config(name) if '::' in str(name) else Config.fromfile(name)
+    )
+
+
+def name_types(cfg: Config) -> Config:
+    """Put names where a config in pure Python has classes.
+
+    Args:
+        cfg (Config): One in text passes as it is.
+    """
+    # What such a config imports is not a part of it.
     if getattr(cfg, '_imported_names', None):
-        cfg = Config(cfg.to_dict(), filename=cfg.filename)
+        return Config(cfg.to_dict(), filename=cfg.filename)
     return cfg

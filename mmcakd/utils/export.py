@@ -29,6 +29,7 @@ from .config_text import (
     read_config_text,
     refusal,
 )
+from .configs import name_types
 from .files import replacing
 
 #: Packages whose classifiers are MMPretrain's with more to choose from.
@@ -277,6 +278,7 @@ def student_config(cfg: Config) -> Config:
         ``data_preprocessor`` and what testing needs. ``mmcakd`` is imported
         only where something in it is of mmcakd.
     """
+    cfg = name_types(cfg)
     model = cfg.model.get('architecture', cfg.model)
     preprocessors = [cfg.get('data_preprocessor')]
     if model is not cfg.model:

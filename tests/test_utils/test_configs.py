@@ -1,6 +1,6 @@
 """Configs by name, from a file, and in pure Python."""
 
-import importlib.util
+import runpy
 import sys
 from pathlib import Path
 
@@ -350,15 +350,15 @@ def test_student_of_mmrazor_imports_what_it_needs(tiny):
 
 @pytest.fixture
 def run_main(monkeypatch, capsys):
-    """Run the `main` of a tool here."""
+    """Run a tool in this process."""
 
     def run(tool: str, *arguments) -> str:
-        path = REPO / 'tools' / tool
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, 'argv', [str(path), *map(str, arguments)])
-        module.main()
+        path = str(REPO / 'tools' / tool)
+        monkeypatch.setattr(sys, 'argv', [path, *map(str, arguments)])
+        try:
+            runpy.run_path(path, run_name='__main__')
+        except SystemExit as end:
+            assert not end.code, capsys.readouterr().err
         return capsys.readouterr().out
 
     return run

@@ -319,10 +319,10 @@ class CrossArchDistill(SingleTeacherDistill):
                     f'{self.input_size} and {channels} channels: '
                     f'{error or type(error).__name__}; {cure}'
                 ) from error
-        if self.student_trainable:
-            self.distiller.check_student_learns(self.student)
         if isinstance(self.student, BaseClassifier):
             self._try_training(inputs)
+        if self.student_trainable:
+            self.distiller.check_student_learns(self.student)
         self.student.train(was_training)
         num_classes = count_classes(output)
         return (
