@@ -270,7 +270,8 @@ def read_dataset(dataset: Any) -> tuple[Normalisation, bool]:
     else:
         kinds = {cls.__name__ for cls in type(dataset).__mro__}
         first, loads_rgb = RAW, 'CIFAR10' in kinds
-    pipeline = read_pipeline(_as_list(getattr(dataset, 'pipeline', None)))
+    # Its own: a wrapper may hand on what the inner one has.
+    pipeline = read_pipeline(_as_list(vars(dataset).get('pipeline')))
     return pipeline if first is RAW else first.then(pipeline), loads_rgb
 
 

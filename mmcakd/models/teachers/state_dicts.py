@@ -65,8 +65,14 @@ def pick_weights(checkpoint: Mapping, ema: bool | None = None) -> Weights:
         >>> dict(pick_weights(checkpoint, ema=False))
         {'fc.bias': tensor([1.])}
     """
-    trained = [key for key in _TRAINED if _is_nested(checkpoint, key)]
     averaged = [key for key in _AVERAGED if _is_nested(checkpoint, key)]
+    trained = [
+        key
+        for key in _TRAINED
+        if _is_nested(checkpoint, key)
+        # A reader may have put the average there, too.
+        and not any(checkpoint[key] is checkpoint[name] for name in averaged)
+    ]
     if _is_nested(checkpoint, 'ema_state_dict'):
         # MMEngine saves what it validated as `state_dict`.
         averaged, trained = trained, ['ema_state_dict']

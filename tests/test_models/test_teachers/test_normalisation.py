@@ -144,15 +144,26 @@ def images(name='mmcv', kind=Images) -> BaseDataset:
     return kind(pipeline=steps(*PIPELINES[name]), serialize_data=False)
 
 
+class Stand:
+    """Stands for a data set and hands on what it has."""
+
+    def __init__(self, dataset) -> None:
+        self.dataset = dataset
+
+    def __getattr__(self, name):
+        return getattr(self.dataset, name)
+
+
 @pytest.mark.parametrize(
     'wrap',
     [
         lambda d: d,
+        Stand,
         lambda d: RepeatDataset(d, 2),
         lambda d: ConcatDataset([d, images()]),
         lambda d: torch.utils.data.Subset(d, [0]),
     ],
-    ids=['plain', 'repeated', 'joined', 'part'],
+    ids=['plain', 'stand', 'repeated', 'joined', 'part'],
 )
 def test_pipeline_is_found_inside_wrappers(wrap):
     found, loads_rgb = read_dataset(wrap(images()))
