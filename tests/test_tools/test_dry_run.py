@@ -206,6 +206,20 @@ def test_where_the_weights_of_a_teacher_come_from(
     assert cells == ['scratch', expected]
 
 
+def test_weights_of_a_name_come_from_the_zoo_and_not_now(tool, look, tiny):
+    student = tiny.classifier(tiny.resnet(), classes=1000)
+    run = look(
+        tiny.distillation(
+            architecture=student,
+            teacher='resnet18_8xb32_in1k',
+            teacher_ckpt=None,
+            distiller=tiny.logit_kd(),
+        )
+    )
+    (*_, cells) = [list(c.cells) for c in tool.models_table(run).columns]
+    assert cells == ['scratch', 'the model zoo, when training starts']
+
+
 # -------------------------------------------------------------------- losses
 
 

@@ -38,10 +38,12 @@ from mmcakd.models.stages import find_backbone, find_taps
 from mmcakd.models.teachers import (
     Teacher,
     build_model,
+    build_teacher,
     fit_weights,
     load_weights,
     read_checkpoint,
 )
+from mmcakd.models.teachers.weights import RANDOM
 from mmcakd.utils import (
     Command,
     read_config,
@@ -231,13 +233,15 @@ def untrained_student(cfg: Config, args: argparse.Namespace) -> Subject:
 def teacher_of(cfg: Config, preprocessor: nn.Module) -> Subject:
     if not cfg.model.get('teacher'):
         raise ValueError('model.teacher is not given: there is no teacher')
-    if not cfg.model.get('teacher_ckpt'):
+    if cfg.model.get('teacher_ckpt') in (None, RANDOM):
         raise ValueError(
             'the teacher has no weights: --cfg-options model.teacher_ckpt=FILE'
         )
-    model = build_model(cfg.model.teacher, 'teacher')
     ignore = cfg.model.get('teacher_ckpt_ignore', ())
-    load_weights(model, cfg.model.teacher_ckpt, ignore)
+    model, weights = build_teacher(
+        cfg.model.teacher, cfg.model.teacher_ckpt, ignore
+    )
+    weights.arrive()
     size = cfg.model.get('teacher_input_size')
     teacher = Teacher(model, input_size=size)
     teacher.adapt_to(preprocessor)

@@ -40,6 +40,7 @@ from mmcakd.models.algorithms.cross_arch_distill import (
 from mmcakd.models.recorders import StageOutputsRecorder
 from mmcakd.models.stages import StageTokens
 from mmcakd.models.teachers import read_model_cfg
+from mmcakd.models.teachers.weights import zoo_name
 from mmcakd.registry import MODELS
 from mmcakd.utils import read_config
 from mmcakd.utils.command_line import Command, describe_error
@@ -406,8 +407,12 @@ def models_table(run: DryRun) -> Table:
     ):
         if run.fetches[name]:
             weights = 'what its own config names'
-        if name == 'teacher' and run.cfg.model.get('teacher_ckpt'):
-            weights = run.cfg.model.teacher_ckpt
+        if name == 'teacher':
+            weights = run.cfg.model.get('teacher_ckpt') or (
+                'the model zoo, when training starts'
+                if zoo_name(run.cfg.model.teacher)
+                else weights
+            )
         backbone = getattr(network, 'backbone', network)
         made.add_row(
             name,

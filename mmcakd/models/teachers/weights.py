@@ -165,11 +165,11 @@ def build_teacher(
         )
     if isinstance(source, dict) and source.get('cfg_path'):
         # MMRazor's spelling; `pretrained` asks for what a name alone does.
-        name = _zoo_name(source['cfg_path'])
+        name = zoo_name(source['cfg_path'])
         name = name if source.get('pretrained', True) else None
         source = {**source, 'pretrained': False}
     else:
-        name = _zoo_name(source)
+        name = zoo_name(source)
     cfg, parts = split_weights(read_source(source, 'teacher'))
     if _is_file(checkpoint):
         # Fills everything, also what the config would load elsewhere.
@@ -259,7 +259,7 @@ def _parts_of(cfg: dict, path: str) -> list[Part]:
     return parts
 
 
-def _zoo_name(source: Any) -> str | None:
+def zoo_name(source: Any) -> str | None:
     """Name what a model zoo may have the weights of."""
     if not isinstance(source, str):
         return None
