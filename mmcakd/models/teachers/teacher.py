@@ -260,6 +260,13 @@ class Teacher(nn.Module):
         self, images: torch.Tensor, data_samples: Sequence
     ) -> torch.Tensor:
         """Pad a batch with what :meth:`adapt` turns into the own padding."""
+        whole = tuple(images.shape[2:])
+        sizes = [
+            tuple(getattr(sample, 'img_shape', whole)[:2])
+            for sample in data_samples
+        ]
+        if all(size == whole for size in sizes):
+            return images
         value = images.new_full(
             (images.shape[1], 1, 1), pad_value(self.model.data_preprocessor)
         )
@@ -268,8 +275,7 @@ class Teacher(nn.Module):
         if self.flip_channels:
             value = value.flip(0)
         is_image = torch.ones_like(images[:, :1], dtype=torch.bool)
-        for mask, sample in zip(is_image, data_samples, strict=False):
-            height, width = getattr(sample, 'img_shape', images.shape[2:])[:2]
+        for mask, (height, width) in zip(is_image, sizes, strict=False):
             mask[:, height:] = False
             mask[:, :, width:] = False
         return images.where(is_image, value)
