@@ -45,10 +45,10 @@ def distilled(run_here, data, tmp_path_factory):
     run_here(
         'tools/train.py',
         REPO / 'configs/shapes/kd/vit_resnet.py',
-        *('--work-dir', work_dir, '--no-validate', '--cfg-options'),
+        *('--work-dir', work_dir, '--no-validate', '--epochs', 1),
+        '--cfg-options',
         f'train_dataloader.dataset.data_root={data}/imagenet',
         'train_dataloader.batch_size=12',
-        'train_cfg.max_epochs=1',
         'default_hooks.checkpoint.interval=1',
     )
     return work_dir
@@ -61,6 +61,8 @@ def options(data):
         'train_dataloader.batch_size=12',
         'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult=0',
         'default_hooks.logger.interval=1',
+        # A warm-up longer than training is refused.
+        'param_scheduler.0.end=1',
     ]
     return {
         DETECTOR: common
