@@ -11,8 +11,6 @@ import torch
 import yaml
 from mmengine.hooks import Hook
 
-from mmcakd.engine.hooks import CleanStopHook
-
 
 @pytest.fixture(autouse=True)
 def signals():
@@ -136,15 +134,47 @@ def test_signal_in_an_evaluation(make, run, read, equal, interval):
         assert equal(found[part], expected[part]) == []
 
 
-def test_second_signal_ends_the_process_at_once(signals):
+def test_second_signal_ends_the_process_at_once(make, run, signals):
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    hook = CleanStopHook()
-    hook._former = dict(SIGINT=signal.default_int_handler)
-    signal.signal(signal.SIGINT, hook._hear)
-    os.kill(os.getpid(), signal.SIGINT)
+
+    class Twice(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(make(), Twice())
+
+
+def test_run_that_failed_leaves_signals_to_others(make, run):
+    class Fail(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            raise ZeroDivisionError
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(ZeroDivisionError):
+        run(make(), Fail())
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
+
+
+def test_process_that_is_forked_in_a_run_can_be_ended(make, run):
+    class Fork(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 0:
+                child = os.fork()
+                if child == 0:
+                    time.sleep(60)
+                    os._exit(0)
+                # Python drops what comes while a process is made.
+                time.sleep(0.5)
+                os.kill(child, signal.SIGTERM)
+                _, self.code = os.waitpid(child, 0)
+
+    fork = Fork()
+    assert run(make(train_cfg=dict(by_epoch=True, max_epochs=1)), fork).iter
+    assert os.waitstatus_to_exitcode(fork.code) == -signal.SIGTERM
 
 
 def test_workers_outlive_a_signal_to_all_processes(make, run):

@@ -1,5 +1,6 @@
 """A run that is told to stop leaves a checkpoint, and says how to go on."""
 
+import inspect
 import os
 import signal
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from threading import Thread
+from types import FrameType
 from typing import Any
 
 import torch
@@ -75,6 +77,8 @@ class CleanStopHook(Hook):
         """Listen to signals, if the run trains."""
         if not isinstance(runner._train_loop, BaseLoop):
             return
+        self._process = os.getpid()
+        self._train_code = inspect.unwrap(type(runner).train).__code__
         for name in ('SIGTERM', 'SIGINT', 'SIGUSR1'):
             try:
                 former = signal.signal(getattr(signal, name), self._hear)
@@ -137,10 +141,24 @@ class CleanStopHook(Hook):
         self._write_status(runner, 'finished')
         self._forget_signals()
 
-    def _hear(self, number: int, frame: Any) -> None:
-        self._reason = signal.Signals(number).name
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
         # Whoever sends it twice does not want to wait.
-        signal.signal(number, self._former[self._reason] or signal.SIG_DFL)
+        signal.signal(number, self._former[name] or signal.SIG_DFL)
+        if self._is_meant(frame):
+            self._reason = name
+        else:
+            os.kill(os.getpid(), number)
+
+    def _is_meant(self, frame: FrameType | None) -> bool:
+        """Whether the run is under way, and in this process.
+
+        A run that failed tells no hook, and a process that was forked from it
+        has its signals, too.
+        """
+        while frame is not None and frame.f_code is not self._train_code:
+            frame = frame.f_back
+        return frame is not None and os.getpid() == self._process
 
     def _forget_signals(self) -> None:
         while self._former:
