@@ -279,7 +279,7 @@ def test_paper_preset_has_the_equations_of_the_paper():
     )
     third, last = (
         dict(recorder='stages', from_student=student, data_idx=index)
-        for student, index in ((True, 2), (False, 3))
+        for student, index in ((True, 2), (False, -1))
     )
     assert connectors.pca.inputs.feature == third
     assert connectors.glp.inputs.feature == third

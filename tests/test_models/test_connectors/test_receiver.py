@@ -2,7 +2,6 @@
 
 import copy
 import weakref
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -370,22 +369,15 @@ def test_network_without_a_tail_is_refused(name, networks):
 
 
 def test_classifier_whose_head_is_not_known_is_refused(networks):
-    class Inner(nn.Module):
-        base_model_prefix = 'resnet'
+    import transformers
 
-        def __init__(self):
-            super().__init__()
-            self.resnet = networks.hugging_face['ResNetModel'][0]()
-            self.classifier = nn.Linear(4, 5)
-
-        def forward(self, images):
-            pooled = self.resnet(images).mean((2, 3))
-            return SimpleNamespace(logits=self.classifier(pooled))
+    settings, _ = networks.hugging_face['ResNet']
+    config = transformers.ResNetConfig(**settings, num_labels=5)
 
     class HuggingFaceClassifier(nn.Module):
         def __init__(self):
             super().__init__()
-            self.model = Inner()
+            self.model = transformers.ResNetForImageClassification(config)
 
         def forward(self, images):
             return self.model(images).logits
