@@ -95,6 +95,10 @@ def find_checkpoint(work_dir: str | Path, which: str = 'last') -> Path:
             f'{work_dir} has the best by each of {", ".join(sorted(found))}; '
             f'name one, e.g. which={min(found)!r}'
         )
+    if which == 'best' and not found:
+        # One that no checkpoint knows of is the best if it is the only one.
+        files = list(work_dir.glob('best_*.pth'))
+        found = {'': files[0]} if len(files) == 1 else {}
     if which == 'best' and found:
         return next(iter(found.values()))
     for metric, path in found.items():
