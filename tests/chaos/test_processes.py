@@ -149,7 +149,8 @@ def test_run_ends_when_a_data_worker_dies(make_cfg, start, tmp_path):
     for worker in children.read_text().split():
         os.kill(int(worker), signal.SIGKILL)
     assert process.wait(timeout=120) > 0
-    assert 'is killed by signal: Killed' in said.read_text()
+    # Torch notices it in one of two ways, and says so in other words.
+    assert 'DataLoader worker' in said.read_text()
     assert_last_checkpoint_loads(tmp_path / 'run')
 
 
