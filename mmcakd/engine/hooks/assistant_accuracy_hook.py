@@ -5,15 +5,15 @@ from contextlib import ExitStack
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.runner.amp import autocast
 from mmpretrain.evaluation import Accuracy
-from torch import nn
 
 from mmcakd.arguments import PositiveInt
 from mmcakd.models.connectors import AssistantConnector
 from mmcakd.registry import HOOKS
+
+from .utils import unwrap
 
 
 @HOOKS.register_module()
@@ -46,7 +46,7 @@ class AssistantAccuracyHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Look for the assistant before anything is trained."""
-        distiller = getattr(_unwrap(runner.model), 'distiller', None)
+        distiller = getattr(unwrap(runner.model), 'distiller', None)
         assistants = [
             name
             for name, connector in getattr(distiller, 'connectors', {}).items()
@@ -63,7 +63,7 @@ class AssistantAccuracyHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
         """Watch the student's own forward: its images and its stages."""
-        model = _unwrap(runner.model)
+        model = unwrap(runner.model)
 
         def keep(student, inputs) -> None:
             (self._images, *_) = inputs
@@ -84,7 +84,7 @@ class AssistantAccuracyHook(Hook):
     ) -> None:
         """Let the assistant classify the batch."""
         self._watching.close()
-        model = _unwrap(runner.model)
+        model = unwrap(runner.model)
         # The precision of the student's features.
         with autocast(enabled=runner.val_loop.fp16):
             with model.distiller.teacher_recorders:
@@ -109,7 +109,3 @@ class AssistantAccuracyHook(Hook):
         for key, value in self.metric.evaluate(size).items():
             metrics[f'assistant/{key}'] = value
             runner.message_hub.update_scalar(f'val/assistant/{key}', value)
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model

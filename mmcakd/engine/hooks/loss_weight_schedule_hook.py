@@ -5,11 +5,12 @@ from itertools import pairwise
 
 import numpy as np
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmcakd.arguments import NonNegative
 from mmcakd.registry import HOOKS
+
+from .utils import unwrap
 
 
 @HOOKS.register_module()
@@ -85,7 +86,6 @@ class LossWeightScheduleHook(Hook):
 
     @staticmethod
     def _distill_losses(runner: Runner) -> dict:
-        model = runner.model
-        model = model.module if is_model_wrapper(model) else model
+        model = unwrap(runner.model)
         distiller = getattr(model, 'distiller', None)
         return dict(getattr(distiller, 'distill_losses', {}).items())

@@ -6,15 +6,14 @@ from itertools import chain
 import torch
 from mmengine.dist import master_only
 from mmengine.hooks import EMAHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import BaseLoop, Runner
-from torch import nn
 
 from mmcakd.arguments import Positive
 from mmcakd.registry import HOOKS
 
 from ..schedule import check_scheduler, is_warmup
+from .utils import unwrap
 
 #: Steps over which losses are averaged.
 STEPS = 20
@@ -107,7 +106,7 @@ class RecipeCheckHook(Hook):
             )
 
     def _count_parameters(self, runner: Runner) -> None:
-        model = _unwrap(runner.model)
+        model = unwrap(runner.model)
         if not hasattr(model, 'distiller'):
             return
         extra, student = (
@@ -133,7 +132,7 @@ def _all_schedulers(schedulers: list | dict | None) -> Iterator:
 
 def _checkpoint_size(runner: Runner) -> int:
     """Bytes of weights, averaged weights and the optimizer's values."""
-    model, wrapper = _unwrap(runner.model), runner.optim_wrapper
+    model, wrapper = unwrap(runner.model), runner.optim_wrapper
     weights = _size(chain(model.parameters(), model.buffers()))
     averages = sum(isinstance(hook, EMAHook) for hook in runner.hooks)
     wrappers = (
@@ -151,7 +150,3 @@ def _checkpoint_size(runner: Runner) -> int:
 
 def _size(values: Iterator) -> int:
     return sum(v.nbytes for v in values if isinstance(v, torch.Tensor))
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model

@@ -7,7 +7,6 @@ import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from mmpretrain.engine.hooks import SwitchRecipeHook
 from mmrazor.engine import SelfDistillValLoop, SingleTeacherDistillValLoop
@@ -17,6 +16,8 @@ from torch.utils.data import DataLoader
 from mmcakd.arguments import NonNegativeInt, PositiveInt, check_value
 from mmcakd.models.algorithms import CrossArchDistill
 from mmcakd.registry import HOOKS
+
+from .utils import unwrap
 
 #: Loops of MMRazor that validate a student, and a student and its teacher.
 DISTILL_VAL_LOOPS = (SelfDistillValLoop, SingleTeacherDistillValLoop)
@@ -61,8 +62,7 @@ class TrainingSetHook(Hook):
         # Asking for `runner.train_loop` would build it for a test.
         if not isinstance(runner._train_loop, BaseLoop):
             return
-        model = runner.model
-        model = model.module if is_model_wrapper(model) else model
+        model = unwrap(runner.model)
         check_steps(runner)
         check_val_loop(runner._val_loop, model)
         loader = runner.train_dataloader
