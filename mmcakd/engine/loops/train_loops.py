@@ -1,9 +1,11 @@
 """Training loops that go on in the middle of an epoch."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
+from torch.utils.data import DataLoader
 
 from mmcakd.registry import LOOPS
 
@@ -44,7 +46,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         start, self.position = self.position, 0
         if start < len(self.dataloader):
             self.dataloader.batch_sampler.begin(self._epoch, start)
-            for index, batch in enumerate(self.dataloader, start):
+            for index, batch in enumerate(_read(self.dataloader), start):
                 self.run_iter(index, batch)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
@@ -96,7 +98,7 @@ class ResumableIterLoop(IterBasedTrainLoop):
             if sampler.is_endless:
                 epoch, start = 0, self._iter
             sampler.begin(epoch, start)
-            yield from self.dataloader
+            yield from _read(self.dataloader)
 
     def _validate_if_due(self) -> None:
         self._decide_current_val_interval()
@@ -110,6 +112,24 @@ class ResumableIterLoop(IterBasedTrainLoop):
         )
         if due and not _is_validated(self):
             self.runner.val_loop.run()
+
+
+def _read(dataloader: DataLoader) -> Iterator:
+    """Go through a data loader, whose workers may die.
+
+    Raises:
+        RuntimeError: One has.
+    """
+    try:
+        yield from dataloader
+    except (ConnectionError, EOFError) as error:
+        # The system closes the socket of a process before it tells of its
+        # death; then torch raises an error here that names the worker.
+        time.sleep(1)
+        raise RuntimeError(
+            'a DataLoader worker has died; if the machine is out of memory, '
+            'lower num_workers'
+        ) from error
 
 
 def _is_validated(loop: BaseLoop) -> bool:
