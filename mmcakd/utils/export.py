@@ -8,6 +8,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.utils import import_modules_from_strings
 
+from mmcakd.models.headless import wrap_backbone
 from mmcakd.models.teachers import (
     build_model,
     check_finite,
@@ -230,10 +231,11 @@ def student_state_dict(
     )
 
 
-def _resolve_model(model: str | dict) -> ConfigDict:
+def _resolve_model(model: str | dict, scope: str | None) -> ConfigDict:
     """Read a model that is named, by itself or as ``cfg_path``."""
     if isinstance(model, dict) and 'cfg_path' not in model:
-        return ConfigDict(model)
+        # A bare backbone becomes what it was in the run.
+        return ConfigDict(wrap_backbone(model, scope))
     name = model if isinstance(model, str) else model['cfg_path']
     return ConfigDict(read_model_cfg(name, 'student'))
 
@@ -286,7 +288,7 @@ def student_config(cfg: Config) -> Config:
     model = cfg.model.get('architecture', cfg.model)
     preprocessors = [cfg.get('data_preprocessor')]
     if model is not cfg.model:
-        model = _resolve_model(model)
+        model = _resolve_model(model, cfg.get('default_scope'))
         preprocessors.insert(0, cfg.model.get('data_preprocessor'))
     model = without_pretraining(ConfigDict(model))
     scope = _find_scope(model, cfg)

@@ -22,8 +22,10 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
 
 import mmcakd  # noqa: F401
+from mmcakd.models.distillers import Step
 from mmcakd.models.recorders import StageOutputsRecorder
 from mmcakd.models.teachers import build_model
+from mmcakd.models.teachers.teacher import DEFAULT_INPUT
 from mmcakd.registry import MODELS
 from mmcakd.utils import Command
 
@@ -140,16 +142,21 @@ def optimizer(model: torch.nn.Module) -> OptimWrapper:
 class Contender:
     """A model, its optimizer and one batch in memory."""
 
-    def __init__(self, cfg: dict, args: argparse.Namespace) -> None:
+    def __init__(
+        self,
+        cfg: dict,
+        args: argparse.Namespace,
+        precision: str | None = None,
+    ) -> None:
         from mmpretrain.structures import DataSample
 
         torch.manual_seed(0)
+        student = build_model(STUDENT, 'student')
+        teacher = build_model(teacher_cfg(args.size), 'teacher')
+        if precision is not None:
+            teacher = dict(model=teacher, precision=precision)
         self.model = MODELS.build(
-            cfg
-            | dict(
-                architecture=build_model(STUDENT, 'student'),
-                teacher=build_model(teacher_cfg(args.size), 'teacher'),
-            )
+            cfg | dict(architecture=student, teacher=teacher)
         ).to(args.device)
         self.model.train()
         self.optimizer = optimizer(self.model)
@@ -168,7 +175,10 @@ class Contender:
 
 
 def build_contender(
-    whose: str, args: argparse.Namespace, **options
+    whose: str,
+    args: argparse.Namespace,
+    precision: str | None = None,
+    **options,
 ) -> Contender:
     algorithm, distiller = {
         'mmcakd': ('mmcakd.CrossArchDistill', 'mmcakd.CrossArchDistiller'),
@@ -179,7 +189,7 @@ def build_contender(
         distiller=dict(type=distiller, **logit_distiller(whose)),
         **options,
     )
-    return Contender(cfg, args)
+    return Contender(cfg, args, precision)
 
 
 def time_blocks(
@@ -216,7 +226,7 @@ def comparison(args: argparse.Namespace) -> str:
             'mmcakd',
             args,
             student_channels_last=True,
-            teacher_precision='bf16',
+            precision='bf16',
         ),
         'MMRazor again': build_contender('mmrazor', args),
     }
@@ -257,18 +267,20 @@ class Parts:
         model = self.alone.model
         self.student_optimizer = optimizer(model.student)
         self.connector_optimizer = optimizer(model.distiller)
-        model._run_teacher(self.alone.inputs, self.alone.samples)
-        model._run_student(self.alone.inputs, self.alone.samples)
-        self.records = self._cut_records()
+        with self._step() as step:
+            model.run_teachers(step)
+            model.run_student(step)
+            self.records = self._cut_records()
+
+    def _step(self) -> Step:
+        alone = self.alone
+        inputs = {DEFAULT_INPUT: alone.inputs}
+        return alone.model.distiller.step(inputs, alone.samples)
 
     def _recorders(self) -> list:
-        distiller = self.alone.model.distiller
         return [
             recorder
-            for manager in (
-                distiller.student_recorders,
-                distiller.teacher_recorders,
-            )
+            for manager in self.alone.model.distiller.recorders.values()
             for recorder in manager.recorders.values()
         ]
 
@@ -308,7 +320,8 @@ class Parts:
             if grids is not None:
                 recorder._grids = grids
         model = self.alone.model
-        losses = model.distiller.compute_distill_losses(self.alone.samples)
+        with self._step() as step:
+            losses = model.distiller.compute_distill_losses(step)
         self.connector_optimizer.update_params(model.parse_losses(losses)[0])
 
 

@@ -36,13 +36,15 @@ import mmcakd  # noqa: F401
 from mmcakd.evaluation import MinibatchCKA, linear_gram
 from mmcakd.models.stages import find_backbone, find_taps
 from mmcakd.models.teachers import (
-    Teacher,
+    LiveTeacher,
     build_model,
-    build_teacher,
     fit_weights,
     load_weights,
     read_checkpoint,
+    teachers_of,
 )
+from mmcakd.models.teachers.sources import is_stored
+from mmcakd.models.teachers.teacher import DEFAULT_INPUT
 from mmcakd.models.teachers.weights import RANDOM
 from mmcakd.utils import (
     Command,
@@ -230,22 +232,29 @@ def untrained_student(cfg: Config, args: argparse.Namespace) -> Subject:
     return Subject('student before', model, model.data_preprocessor)
 
 
-def teacher_of(cfg: Config, preprocessor: nn.Module) -> Subject:
-    if not cfg.model.get('teacher'):
-        raise ValueError('model.teacher is not given: there is no teacher')
-    if cfg.model.get('teacher_ckpt') in (None, RANDOM):
-        raise ValueError(
-            'the teacher has no weights: --cfg-options model.teacher_ckpt=FILE'
-        )
-    ignore = cfg.model.get('teacher_ckpt_ignore', ())
-    model, weights = build_teacher(
-        cfg.model.teacher, cfg.model.teacher_ckpt, ignore
-    )
-    weights.arrive()
-    size = cfg.model.get('teacher_input_size')
-    teacher = Teacher(model, input_size=size)
-    teacher.adapt_to(preprocessor)
-    return Subject('teacher', model, preprocessor, teacher)
+def teachers_in(cfg: Config, preprocessor: nn.Module) -> list[Subject]:
+    """Build the teachers of a distillation that run on the images."""
+    subjects = []
+    for name, source in teachers_of(cfg.model).items():
+        if is_stored(source):
+            raise ValueError(
+                f'{name} is read from a store, and has no stages to compare'
+            )
+        live = LiveTeacher(**source)
+        if live.inputs != DEFAULT_INPUT:
+            raise ValueError(
+                f'{name} reads {live.inputs!r}, which the images here are not'
+            )
+        if live.ckpt in (None, RANDOM):
+            raise ValueError(
+                f'{name} has no weights: --cfg-options '
+                'model.teacher_ckpt=FILE, or ckpt in its dict'
+            )
+        teacher = live.build()
+        teacher.adapt_to(preprocessor)
+        teacher.insist_on_weights(preprocessor)
+        subjects.append(Subject(name, teacher.model, preprocessor, teacher))
+    return subjects
 
 
 def build_subjects(args: argparse.Namespace) -> tuple[list[Subject], Config]:
@@ -263,7 +272,8 @@ def build_subjects(args: argparse.Namespace) -> tuple[list[Subject], Config]:
             before = subject_of('student before', first, args.before, config)
         else:
             before = untrained_student(first, args)
-        return [before, after, teacher_of(first, after.preprocessor)], first
+        teachers = teachers_in(first, after.preprocessor)
+        return [before, after, *teachers], first
     if args.before:
         raise ValueError('--before goes with one distillation config alone')
     names = [Path(config).stem for config, _ in pairs]

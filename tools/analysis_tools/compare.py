@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 import mmcakd  # noqa: F401
+from mmcakd.models.teachers.sources import TEACHER, weight_files
 from mmcakd.utils import (
     Command,
     FolderLock,
@@ -190,11 +191,11 @@ digest = cache(sha256)
 
 def fingerprint(cfg: Config) -> dict:
     """Tell apart runs that are not meant to come out the same."""
-    teacher = cfg.model.get('teacher_ckpt')
     # A URL is as good as its content.
-    is_file = teacher is not None and Path(teacher).is_file()
+    digests = {n: digest(f) for n, f in weight_files(cfg.model).items()}
     return dict(
-        config=cfg.pretty_text, teacher=digest(teacher) if is_file else None
+        config=cfg.pretty_text,
+        teacher=digests.get(TEACHER, digests or None),
     )
 
 

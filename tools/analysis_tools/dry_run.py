@@ -31,15 +31,21 @@ from torch.utils.flop_counter import (
 
 import mmcakd  # noqa: F401
 from mmcakd.models.algorithms import CrossArchDistill
-from mmcakd.models.algorithms.cross_arch_distill import (
+from mmcakd.models.algorithms.example import (
     count_classes,
     describe_images,
     example_images,
     make_samples,
 )
+from mmcakd.models.distillers import Step
+from mmcakd.models.distillers.references import STUDENT
+from mmcakd.models.headless import has_head
+from mmcakd.models.losses import reads_logits
 from mmcakd.models.recorders import StageOutputsRecorder
 from mmcakd.models.stages import StageTokens
-from mmcakd.models.teachers import read_model_cfg
+from mmcakd.models.teachers import read_model_cfg, teachers_of
+from mmcakd.models.teachers.sources import SPELLINGS
+from mmcakd.models.teachers.teacher import DEFAULT_INPUT
 from mmcakd.models.teachers.weights import zoo_name
 from mmcakd.registry import MODELS
 from mmcakd.utils import read_config
@@ -150,15 +156,19 @@ class DryRun:
         self, cfg: Config, size: tuple[int, int] | None, load_teacher: bool
     ) -> None:
         self.cfg = cfg
-        models = read_models(cfg)
+        student, self.teachers = read_models(cfg)
         self.fetches = {
-            whose: without_pretraining(models[key]) != models[key]
-            for whose, key in (
-                ('student', 'architecture'),
-                ('teacher', 'teacher'),
-            )
+            name: without_pretraining(source) != source
+            for name, source in {
+                STUDENT: student,
+                **{
+                    n: t['model']
+                    for n, t in self.teachers.items()
+                    if 'model' in t
+                },
+            }.items()
         }
-        self.model = build_model(cfg, models, load_teacher)
+        self.model = build_model(cfg, student, self.teachers, load_teacher)
         self.size = size or self.model.input_size
         if self.size is None:
             raise ValueError('say by --size how large the images are')
@@ -170,16 +180,23 @@ class DryRun:
 
     def _run(self) -> None:
         model, distiller = self.model, self.model.distiller
-        inputs = example_images(BATCH, self.size)
+        inputs = {
+            name: example_images(BATCH, self.size, example.shape[1])
+            for name, example in model.example_inputs().items()
+        }
+        images = inputs[DEFAULT_INPUT]
         self.classes: dict[str, int] = {}
         samples = describe_images(BATCH, self.size)
-        model.teacher.register_forward_hook(self._note_classes('teacher'))
+        for name, teacher in model.live_teachers.items():
+            teacher.register_forward_hook(self._note_classes(name))
         with torch.no_grad():
-            output = model.student.eval()(inputs, samples, mode='tensor')
-        self._note_classes('student')(model.student, inputs, output)
-        self.is_classifier = count_classes(output) is not None
+            output = model.student.eval()(images, samples, mode='tensor')
+        self._note_classes(STUDENT)(model.student, images, output)
+        self.is_classifier = (
+            has_head(model.student) and count_classes(output) is not None
+        )
         if self.is_classifier:
-            samples = make_samples(BATCH, self.classes['student'])
+            samples = make_samples(BATCH, self.classes[STUDENT])
         for recorders in self.recorders.values():
             for recorder in recorders:
                 recorder.stages_to_keep = None
@@ -187,34 +204,37 @@ class DryRun:
             connector.register_forward_hook(self._note_shape(name))
 
         model.train()
-        with self._measure('teacher'):
-            model._run_teacher(inputs, samples)
-        with self._measure('student'):
-            student_losses, outputs = self._run_student(inputs, samples)
-        for whose, recorders in self.recorders.items():
-            for recorder in recorders:
-                self.stages[whose] = describe_stages(recorder)
-        self.compares_logits = self._compares_logits()
-        with self._measure('connectors'):
-            losses = distiller.compute_distill_losses(samples)
-        self.losses, total = self._sum(student_losses, losses)
-        with self._measure('backward'):
-            sum([leaf.sum() for leaf in outputs], total).backward()
+        with distiller.step(inputs, samples) as step:
+            with self._measure('teachers'):
+                model.run_teachers(step)
+            with self._measure('student'):
+                student_losses, outputs = self._run_student(step)
+            for whose, recorders in self.recorders.items():
+                for recorder in recorders:
+                    if any(recorder.data_buffer):
+                        self.stages[whose] = describe_stages(recorder)
+            with self._measure('connectors'):
+                losses = distiller.compute_distill_losses(step)
+            self.losses, total = self._sum(student_losses, losses)
+            with self._measure('backward'):
+                sum([leaf.sum() for leaf in outputs], total).backward()
 
-    def _run_student(
-        self, inputs: torch.Tensor, samples: list
-    ) -> tuple[dict, list[torch.Tensor]]:
+    def _run_student(self, step: Step) -> tuple[dict, list[torch.Tensor]]:
         """Run the student in training.
 
         Returns:
             tuple: Its losses by name, and outputs to propagate back from
             where there are no losses.
         """
+        counts = self.model.student_loss_counts
         if self.is_classifier:
-            return self.model._run_student(inputs, samples), []
+            losses = self.model.run_student(step)
+            return (losses if counts else {}), []
         # The example has no objects that a detector could learn.
-        with self.model.distiller.student_recorders:
-            outputs = self.model.student(inputs, samples, mode='tensor')
+        with step.recording(STUDENT):
+            outputs = self.model.student(
+                step.inputs[DEFAULT_INPUT], step.data_samples, mode='tensor'
+            )
         return {}, [
             leaf
             for leaf in tree_leaves(outputs)
@@ -230,9 +250,8 @@ class DryRun:
             tuple: Their values by name, and the sum, which has a gradient.
         """
         model, values, total = self.model, {}, 0
-        own_weight = model.student_loss_weight * model.calculate_student_loss
         for whose, weight, losses in (
-            ('student', own_weight, student),
+            ('student', model.student_loss_weight, student),
             ('distill', 1, distill),
         ):
             for name, loss in losses.items():
@@ -243,31 +262,21 @@ class DryRun:
                     values[f'{whose}.{name}'] = weight * float(loss)
         return values, total
 
-    def _compares_logits(self) -> bool:
-        """Whether something reads the teacher's class scores."""
-        distiller, classes = self.model.distiller, self.classes['teacher']
-        records = (
-            distiller.get_record(
-                ref['recorder'],
-                False,
-                ref.get('record_idx', 0),
-                ref.get('data_idx'),
-            )
-            for _, ref in distiller._references()
-            if 'recorder' in ref and not ref['from_student']
-        )
+    def compares_logits_of(self, teacher: str) -> bool:
+        """Whether a loss compares the class scores of a teacher."""
+        graph = self.model.distiller.graph
         return any(
-            isinstance(record, torch.Tensor)
-            and record.ndim == 2
-            and record.shape[1] == classes
-            for record in records
+            reads_logits(graph.losses[name])
+            and graph.reads_logits(references.values(), teacher)
+            for name, references in graph.loss_inputs.items()
         )
 
     @contextmanager
     def _measure(self, part: str) -> Iterator[None]:
-        saved = SavedForBackward(
-            [*self.model.parameters(), *self.model.teacher.parameters()]
-        )
+        weights = [*self.model.parameters()]
+        for teacher in self.model.live_teachers.values():
+            weights += teacher.parameters()
+        saved = SavedForBackward(weights)
         counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
         with counter, saved.measure():
             yield
@@ -283,10 +292,7 @@ class DryRun:
                 for recorder in manager.recorders.values()
                 if isinstance(recorder, StageOutputsRecorder)
             ]
-            for whose, manager in (
-                ('student', distiller.student_recorders),
-                ('teacher', distiller.teacher_recorders),
-            )
+            for whose, manager in distiller.recorders.items()
         }
 
     def _note_classes(self, whose: str):
@@ -308,11 +314,21 @@ class DryRun:
 
 
 def build_model(
-    cfg: Config, models: dict, load_teacher: bool
+    cfg: Config,
+    student: dict,
+    teachers: dict[str, dict],
+    load_teacher: bool,
 ) -> CrossArchDistill:
-    model = without_pretraining({**cfg.model, **models})
-    if not load_teacher:
-        model.pop('teacher_ckpt', None)
+    built = {
+        name: source
+        if load_teacher
+        else {key: value for key, value in source.items() if key != 'ckpt'}
+        for name, source in teachers.items()
+    }
+    model = {k: v for k, v in cfg.model.items() if k not in SPELLINGS}
+    model = without_pretraining(
+        {**model, 'architecture': student, 'teachers': built}
+    )
     if 'data_preprocessor' in cfg:
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
     # How each weight was initialised, and that the teacher's were not loaded.
@@ -329,18 +345,20 @@ def build_model(
     return model
 
 
-def read_models(cfg: Config) -> dict:
-    """Read what the config only names."""
+def read_models(cfg: Config) -> tuple[dict, dict[str, dict]]:
+    """Read what the config only names: the student, and teachers by name."""
     if 'architecture' not in cfg.model:
         raise ValueError(
             'this is no distillation config: model has no architecture'
         )
-    found = {}
-    for key, role in (('architecture', 'student'), ('teacher', 'teacher')):
-        found[key] = cfg.model.get(key)
-        if isinstance(found[key], str):
-            found[key] = read_model_cfg(found[key], role)
-    return found
+    teachers = teachers_of(cfg.model)
+    for source in teachers.values():
+        if isinstance(source.get('model'), str):
+            source['model'] = read_model_cfg(source['model'], 'teacher')
+    student = cfg.model.architecture
+    if isinstance(student, str):
+        student = read_model_cfg(student, 'student')
+    return student, teachers
 
 
 def classes_of_heads(network: torch.nn.Module) -> int:
@@ -396,23 +414,17 @@ def table(title: str, *columns: str) -> Table:
 def models_table(run: DryRun) -> Table:
     model = run.model
     made = table('Models', '', 'type', 'parameters', 'images', 'weights from')
-    for name, network, size, weights in (
-        ('student', model.student, run.size, 'scratch'),
-        (
-            'teacher',
-            model.teacher.model,
-            model.teacher.input_size or run.size,
-            'NOWHERE: set teacher_ckpt',
-        ),
-    ):
-        if run.fetches[name]:
-            weights = 'what its own config names'
-        if name == 'teacher':
-            weights = run.cfg.model.get('teacher_ckpt') or (
-                'the model zoo, when training starts'
-                if zoo_name(run.cfg.model.teacher)
-                else weights
-            )
+    rows = {
+        STUDENT: (
+            model.student,
+            run.size,
+            'what its own config names' if run.fetches[STUDENT] else 'scratch',
+        )
+    }
+    for name, teacher in model.live_teachers.items():
+        size = teacher.input_size or run.size
+        rows[name] = teacher.model, size, weights_of(run, name)
+    for name, (network, size, weights) in rows.items():
         backbone = getattr(network, 'backbone', network)
         made.add_row(
             name,
@@ -421,7 +433,21 @@ def models_table(run: DryRun) -> Table:
             ' x '.join(map(str, size)),
             weights,
         )
+    for name, stored in model.distiller.stored.items():
+        made.add_row(name, type(stored).__name__, '', '', 'a store')
     return made
+
+
+def weights_of(run: DryRun, teacher: str) -> str:
+    """Say where the weights of a teacher come from."""
+    named = teachers_of(run.cfg.model)[teacher]
+    if named.get('ckpt'):
+        return str(named['ckpt'])
+    if zoo_name(named['model']):
+        return 'the model zoo, when training starts'
+    if run.fetches[teacher]:
+        return 'what its own config names'
+    return 'NOWHERE: set teacher_ckpt'
 
 
 def stages_table(run: DryRun) -> Table:
@@ -436,31 +462,15 @@ def connectors_table(run: DryRun) -> Table:
     distiller = run.model.distiller
     made = table('Connectors', '', 'type', 'reads', 'output', 'parameters')
     for name, connector in distiller.connectors.items():
-        inputs = distiller.connector_inputs.get(name, {})
+        inputs = distiller.graph.connector_inputs.get(name, {})
         made.add_row(
             name,
             type(connector).__name__,
-            ', '.join(map(reference, inputs.values())),
+            ', '.join(map(str, inputs.values())),
             run.shapes.get(name, ''),
             f'{count(connector):,}',
         )
     return made
-
-
-def reference(ref: dict) -> str:
-    """A short name of a record, connector or label."""
-    if 'label' in ref:
-        return f'{ref["label"]} labels'
-    if 'recorder' in ref:
-        whose = 'student' if ref['from_student'] else 'teacher'
-        name = f"{whose}'s {ref['recorder']}"
-        index = ref.get('data_idx')
-    else:
-        name, index = ref['connector'], ref.get('connector_idx')
-    name = name if index is None else f'{name}[{index}]'
-    if 'recorder' in ref and 'connector' in ref:
-        return f'{ref["connector"]} of {name}'
-    return name
 
 
 def losses_table(run: DryRun) -> Table:
@@ -470,15 +480,15 @@ def losses_table(run: DryRun) -> Table:
     rows = {}
     head = type(getattr(model.student, 'head', model.student)).__name__
     for name in run.losses if run.is_classifier else ['student.loss*']:
-        if name.startswith('student.'):
+        if name.startswith('student.') and model.student_loss_counts:
             reads = 'hard labels' if run.is_classifier else 'annotations'
             rows[name] = head, model.student_loss_weight, reads
-    for name, mapping in distiller.loss_forward_mappings.items():
+    for name, references in distiller.graph.loss_inputs.items():
         loss = distiller.distill_losses[name]
         rows[f'distill.{name}'] = (
             type(loss).__name__,
             getattr(loss, 'loss_weight', 1),
-            ', '.join(f'{k}: {reference(r)}' for k, r in mapping.items()),
+            ', '.join(f'{key}: {ref}' for key, ref in references.items()),
         )
     for name, (kind, weight, reads) in rows.items():
         value = run.losses.get(name)
@@ -517,13 +527,13 @@ def cost_table(run: DryRun) -> Table:
     )
     memory = 0
     model = run.model
-    for name, module in (
-        ('teacher', model.teacher),
-        ('student', model.student),
-        ('connectors', model.distiller),
+    for name, modules in (
+        ('teachers', model.live_teachers.values()),
+        ('student', [model.student]),
+        ('connectors', [model.distiller]),
     ):
-        trained = name != 'teacher'
-        weights = count(module) * 4 * (2 + states if trained else 1)
+        trained = name != 'teachers'
+        weights = sum(map(count, modules)) * 4 * (2 + states if trained else 1)
         saved = run.saved[name] * batch
         kept = 'weights, gradients, optimizer' if trained else 'weights'
         made.add_row(
@@ -587,7 +597,7 @@ def check_split(cfg: Config, split: str, run: DryRun) -> tuple[str, str]:
     found = f'{len(dataset)} images, {" x ".join(map(str, size))}'
     if classes:
         found += f', {classes} classes'
-        if classes != run.classes['student']:
+        if classes != run.classes[STUDENT]:
             return f'{found}; the student has another number', PROBLEM
     # Detectors see images of any size.
     fixed = run.is_classifier and split == 'train'
@@ -597,14 +607,15 @@ def check_split(cfg: Config, split: str, run: DryRun) -> tuple[str, str]:
 
 
 def check_classes(run: DryRun) -> tuple[str, str]:
-    """Compare the classes of the two models, where it matters."""
-    student, teacher = run.classes['student'], run.classes['teacher']
-    found = f'student {student}, teacher {teacher}'
-    if student == teacher:
+    """Compare the classes of the models, where it matters."""
+    student = run.classes[STUDENT]
+    found = ', '.join(f'{name} {n}' for name, n in run.classes.items())
+    others = [name for name, n in run.classes.items() if n != student]
+    if not others:
         return found, FINE
-    if run.compares_logits:
+    if any(run.compares_logits_of(name) for name in others):
         return found, PROBLEM
-    return f"{found}; nothing reads the teacher's class scores", FINE
+    return f"{found}; no loss compares the others' class scores", FINE
 
 
 def checks_table(

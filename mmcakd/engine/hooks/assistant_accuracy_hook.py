@@ -11,6 +11,10 @@ from mmpretrain.evaluation import Accuracy
 
 from mmcakd.arguments import PositiveInt
 from mmcakd.models.connectors import AssistantConnector
+from mmcakd.models.distillers import Step
+from mmcakd.models.distillers.references import STUDENT
+from mmcakd.models.teachers import Teacher
+from mmcakd.models.teachers.teacher import DEFAULT_INPUT
 from mmcakd.registry import HOOKS
 
 from .utils import unwrap
@@ -43,6 +47,7 @@ class AssistantAccuracyHook(Hook):
         self.connector = connector
         self.metric = Accuracy(topk=tuple(topk))
         self._watching = ExitStack()
+        self._step: Step | None = None
 
     def before_run(self, runner: Runner) -> None:
         """Look for the assistant before anything is trained."""
@@ -58,21 +63,29 @@ class AssistantAccuracyHook(Hook):
                 f'{self.connector!r}, but the assistants of the distiller are '
                 f"{assistants}; set the hook's `connector`, or remove the hook"
             )
+        for name, teacher in self._teachers(runner).items():
+            if teacher.inputs != DEFAULT_INPUT:
+                raise ValueError(
+                    f'AssistantAccuracyHook: {name} reads the input '
+                    f'{teacher.inputs!r}, which validation does not have; '
+                    'remove the hook'
+                )
 
     def before_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
         """Watch the student's own forward: its images and its stages."""
         model = unwrap(runner.model)
+        # Where the iteration before has failed.
+        self._forget()
+        self._step = model.distiller.step({}, None)
 
         def keep(student, inputs) -> None:
-            (self._images, *_) = inputs
+            self._step.inputs[DEFAULT_INPUT] = inputs[0]
 
-        # Where the iteration before has failed.
-        self._watching.close()
         handle = model.student.register_forward_pre_hook(keep)
         self._watching.callback(handle.remove)
-        self._watching.enter_context(model.distiller.student_recorders)
+        self._watching.enter_context(self._step.recording(STUDENT))
 
     @torch.no_grad()
     def after_val_iter(
@@ -84,15 +97,15 @@ class AssistantAccuracyHook(Hook):
     ) -> None:
         """Let the assistant classify the batch."""
         self._watching.close()
-        model = unwrap(runner.model)
+        distiller = unwrap(runner.model).distiller
         # The precision of the student's features.
-        with autocast(enabled=runner.val_loop.fp16):
-            with model.distiller.teacher_recorders:
-                model.teacher(self._images)
-            output = model.distiller.run_connector(self.connector)
-        logits = output['logits']
-        del self._images
-        scores = logits.float().softmax(1)
+        with self._step as step, autocast(enabled=runner.val_loop.fp16):
+            for name, teacher in self._teachers(runner).items():
+                with step.recording(name):
+                    teacher(step.inputs[DEFAULT_INPUT])
+            output = distiller.run_connector(self.connector, step)
+        self._forget()
+        scores = output['logits'].float().softmax(1)
         self.metric.process(
             data_batch,
             [
@@ -100,6 +113,23 @@ class AssistantAccuracyHook(Hook):
                 for score, sample in zip(scores, outputs, strict=True)
             ],
         )
+
+    def _teachers(self, runner: Runner) -> dict[str, Teacher]:
+        """The teachers that the assistant comes from, by name."""
+        model = unwrap(runner.model)
+        names = model.distiller.graph.models_behind(self.connector)
+        return {
+            name: teacher
+            for name, teacher in model.live_teachers.items()
+            if name in names
+        }
+
+    def _forget(self) -> None:
+        """Drop the step, also of an iteration that failed."""
+        self._watching.close()
+        if self._step is not None:
+            with self._step:
+                self._step = None
 
     def after_val_epoch(
         self, runner: Runner, metrics: dict[str, float] | None = None

@@ -9,16 +9,36 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from mmpretrain.engine.hooks import SwitchRecipeHook
-from mmrazor.engine import SelfDistillValLoop, SingleTeacherDistillValLoop
+from mmpretrain.evaluation import (
+    Accuracy,
+    AveragePrecision,
+    ConfusionMatrix,
+    MultiLabelMetric,
+    SingleLabelMetric,
+)
+from mmrazor.engine import (
+    SelfDistillValLoop,
+    SingleTeacherDistillValLoop,
+    StopDistillHook,
+)
 from torch import nn
 from torch.utils.data import DataLoader
 
 from mmcakd.arguments import NonNegativeInt, PositiveInt, check_value
 from mmcakd.models.algorithms import CrossArchDistill
+from mmcakd.models.headless import has_head
 from mmcakd.registry import HOOKS
 
 from .utils import unwrap
 
+#: Metrics of MMPretrain that read predicted classes.
+CLASS_METRICS = (
+    Accuracy,
+    AveragePrecision,
+    ConfusionMatrix,
+    MultiLabelMetric,
+    SingleLabelMetric,
+)
 #: Loops of MMRazor that validate a student, and a student and its teacher.
 DISTILL_VAL_LOOPS = (SelfDistillValLoop, SingleTeacherDistillValLoop)
 
@@ -65,6 +85,7 @@ class TrainingSetHook(Hook):
         model = unwrap(runner.model)
         check_steps(runner)
         check_val_loop(runner._val_loop, model)
+        check_stopping(runner.hooks, model)
         loader = runner.train_dataloader
         smallest = smallest_batch(loader)
         for part in model.modules():
@@ -74,6 +95,7 @@ class TrainingSetHook(Hook):
                 part.prepare_from_dataset(loader.dataset)
         check_labels(model, loader.dataset)
         check_switches(runner.hooks, model)
+        check_evaluators(runner, model)
         parts = [
             part
             for part in model.modules()
@@ -103,6 +125,50 @@ def check_switches(hooks: list[Hook], model: nn.Module) -> None:
         if isinstance(hook, SwitchRecipeHook):
             for recipe in hook.schedule.values():
                 model.check_mixing(recipe.get('batch_augments'))
+
+
+def check_stopping(hooks: list[Hook], model: nn.Module) -> None:
+    """Check that something is left to learn after distillation is stopped.
+
+    Args:
+        hooks (list[Hook]): Those of the run; MMRazor's ``StopDistillHook``
+            stops it.
+        model (nn.Module): Any; only a
+            :class:`mmcakd.models.algorithms.CrossArchDistill` is checked.
+
+    Raises:
+        ValueError: Nothing is.
+    """
+    stops = any(isinstance(hook, StopDistillHook) for hook in hooks)
+    if (
+        stops
+        and isinstance(model, CrossArchDistill)
+        and not model.student_loss_counts
+    ):
+        raise ValueError(
+            'StopDistillHook stops distillation, but the losses of the '
+            'student itself do not count, so that nothing would be left to '
+            'learn: remove the hook, or end training there'
+        )
+
+
+def check_evaluators(runner: Runner, model: nn.Module) -> None:
+    """Check that no metric asks a student without a head for classes.
+
+    Raises:
+        ValueError: One does.
+    """
+    if not isinstance(model, CrossArchDistill) or has_head(model.student):
+        return
+    for loop in (runner._val_loop, runner._test_loop):
+        evaluator = getattr(loop, 'evaluator', None)
+        for metric in getattr(evaluator, 'metrics', ()):
+            if isinstance(metric, CLASS_METRICS):
+                raise ValueError(
+                    f'the student has no head, but {type(metric).__name__} '
+                    'evaluates its classes: take a metric of features, which '
+                    'are `feature` of its predictions, or remove it'
+                )
 
 
 def check_steps(runner: Runner) -> None:

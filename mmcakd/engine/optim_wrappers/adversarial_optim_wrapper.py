@@ -86,6 +86,17 @@ class AdversarialOptimWrapper(OptimWrapperDict):
             step_kwargs (dict, optional): For the student's optimizer.
             zero_kwargs (dict, optional): Likewise.
         """
+        try:
+            self._update_in_turns(loss, step_kwargs, zero_kwargs)
+        finally:
+            self.model.forget_features()
+
+    def _update_in_turns(
+        self,
+        loss: torch.Tensor,
+        step_kwargs: dict | None,
+        zero_kwargs: dict | None,
+    ) -> None:
         student, discriminator = (self[part] for part in PARTS)
         own = self.model.discriminator_loss() if self._is_turn() else None
         if own is not None:
@@ -108,7 +119,6 @@ class AdversarialOptimWrapper(OptimWrapperDict):
             )
             discriminator.step()
             discriminator.zero_grad()
-        self.model.forget_features()
 
     def _is_turn(self) -> bool:
         student = self['student']

@@ -7,18 +7,17 @@ from mmengine.dist import is_distributed
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from torch import nn
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import Dataset
 
 from mmcakd.arguments import PositiveInt
 from mmcakd.registry import MODELS
 
-from ..losses import AdversarialLoss, CCLoss, CRDLoss, RKDLoss
-from ..recorders import LogitsRecorder
+from ..distillers import Step
+from ..losses import AdversarialLoss, compares_places
 from ..teachers.normalisation import read_dataset
+from ..teachers.teacher import DEFAULT_INPUT
 from .cross_arch_distill import CrossArchDistill
-
-#: Losses that do not compare features place by place.
-_PLACELESS = (AdversarialLoss, CCLoss, CRDLoss, RKDLoss)
 
 
 @MODELS.register_module()
@@ -93,6 +92,9 @@ class AdversarialDistill(CrossArchDistill):
         **kwargs,
     ) -> None:
         super().__init__(*args, **kwargs)
+        #: What the discriminators will see of the batch, by loss, between
+        #: its losses and the update of the weights.
+        self.features: dict[str, dict[str, torch.Tensor]] = {}
         self.discriminator_interval = discriminator_interval
         if isinstance(view_generator, dict):
             view_generator = MODELS.build(view_generator)
@@ -153,22 +155,29 @@ class AdversarialDistill(CrossArchDistill):
         """
         if self.distillation_stopped:
             return None
+        if not self.features:
+            raise RuntimeError(
+                'no features were kept for the discriminators: compute the '
+                "student's losses in training mode first"
+            )
         return sum(
-            loss.discriminator_loss()
-            for loss in self.adversarial_losses.values()
+            self.adversarial_losses[name].discriminator_loss(**features)
+            for name, features in self.features.items()
         )
 
     def forget_features(self) -> None:
         """Drop the features that were kept for the discriminators."""
-        for loss in self.adversarial_losses.values():
-            loss.forget()
+        self.features = {}
 
     def train_step(
         self, data: dict | tuple | list, optim_wrapper: OptimWrapper
     ) -> dict[str, torch.Tensor]:
         """Train the student and, in their turn, the discriminators."""
         self._check_alternation()
-        return super().train_step(data, optim_wrapper)
+        try:
+            return super().train_step(data, optim_wrapper)
+        finally:
+            self.forget_features()
 
     def loss(
         self, batch_inputs: torch.Tensor, data_samples: list | None = None
@@ -177,6 +186,7 @@ class AdversarialDistill(CrossArchDistill):
         if self.training and is_distributed():
             # MMEngine's DDP does not call `train_step`.
             self._check_alternation()
+        self.forget_features()
         return super().loss(batch_inputs, data_samples)
 
     def _check_alternation(self) -> None:
@@ -189,37 +199,43 @@ class AdversarialDistill(CrossArchDistill):
                 'discriminator=dict(optimizer=...))'
             )
 
-    def _run_student(self, batch_inputs, data_samples) -> dict:
+    def _images_of_student(self, step: Step) -> torch.Tensor:
+        images = super()._images_of_student(step)
         if self.training and self.view_generator is not None:
-            batch_inputs = self.view_generator(batch_inputs).to(
+            images = self.view_generator(images).to(
                 memory_format=self.student_memory_format
             )
-        return super()._run_student(batch_inputs, data_samples)
+        return images
+
+    def _distill(self, step: Step) -> dict[str, torch.Tensor]:
+        losses = super()._distill(step)
+        if self.training:
+            inputs = self.distiller.graph.loss_inputs
+            read = {n: step.gather(inputs[n]) for n in self.adversarial_losses}
+            self.features = tree_map_only(
+                torch.Tensor, torch.Tensor.detach, read
+            )
+        return losses
 
     def _warn_of_moved_places(self) -> None:
-        distiller = self.distiller
+        graph = self.distiller.graph
+        teachers = {
+            name
+            for name, teacher in self.live_teachers.items()
+            if teacher.inputs == DEFAULT_INPUT
+        }
         names = [
             name
-            for name, mapping in distiller.loss_forward_mappings.items()
-            if not isinstance(distiller.distill_losses[name], _PLACELESS)
-            and any(map(self._reads_teachers_features, mapping.values()))
+            for name, references in graph.loss_inputs.items()
+            if compares_places(graph.losses[name])
+            and graph.reads_features(references.values(), teachers)
         ]
         if names:
             print_log(
                 'The view generator crops or rotates the images of the '
                 f'student alone, but {sorted(names)} read features of the '
-                'teacher: if they compare them place by place, the places do '
-                'not match. Set crop_scale=(1, 1) and max_rotation=0',
+                'teacher and compare them place by place: the places do not '
+                'match. Set crop_scale=(1, 1) and max_rotation=0',
                 'current',
                 level=logging.WARNING,
             )
-
-    def _reads_teachers_features(self, reference: dict) -> bool:
-        recorders = self.distiller.teacher_recorders
-        return any(
-            not isinstance(
-                recorders.get_recorder(record['recorder']), LogitsRecorder
-            )
-            for record in self.distiller.records_behind(reference)
-            if not record['from_student']
-        )

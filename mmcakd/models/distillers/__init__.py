@@ -1,3 +1,5 @@
 from .cross_arch_distiller import CrossArchDistiller
+from .references import Reference
+from .step import Step
 
-__all__ = ['CrossArchDistiller']
+__all__ = ['CrossArchDistiller', 'Reference', 'Step']

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from .references import place_of
+
 
 def check_arguments(
     what: str, parameters: Mapping[str, Parameter], mapping: dict
@@ -80,6 +82,16 @@ def explain(
         raise ValueError(
             f'{what} does not accept its inputs ({shapes}): {problem}'
         ) from error
+
+
+@contextmanager
+def explain_place(model: str, recorder: str) -> Iterator[None]:
+    """Name the recorder of a model in an error."""
+    try:
+        yield
+    except ValueError as error:
+        where = place_of(model, recorder)
+        raise ValueError(f'{where}: {error}') from error
 
 
 def _shape(value: Any) -> str:

@@ -12,7 +12,18 @@ from .pca_loss import Attended, PCALoss
 from .rkd_loss import RKDLoss
 from .router_loss import RouterLoss
 from .soft_target_loss import SoftTargetLoss, soft_target_loss
-from .traits import ComparesClasses, ComparesImages, compares_classes
+from .traits import (
+    ComparesClasses,
+    ComparesImages,
+    ComparesPlaces,
+    NeedsHardLabels,
+    ReadsLogits,
+    compares_classes,
+    compares_places,
+    is_of_mmrazor,
+    needs_hard_labels,
+    reads_logits,
+)
 
 __all__ = [
     'AdversarialLoss',
@@ -22,19 +33,26 @@ __all__ = [
     'CRDLoss',
     'ComparesClasses',
     'ComparesImages',
+    'ComparesPlaces',
     'DISTLoss',
     'DKDLoss',
     'DualViewLoss',
     'InfoNCELoss',
     'MSELoss',
+    'NeedsHardLabels',
     'OFALoss',
     'PCALoss',
     'RKDLoss',
+    'ReadsLogits',
     'RouterLoss',
     'SoftTargetLoss',
     'binary_target_loss',
     'compares_classes',
+    'compares_places',
     'enhanced_targets',
     'frequency_view',
+    'is_of_mmrazor',
+    'needs_hard_labels',
+    'reads_logits',
     'soft_target_loss',
 ]

@@ -86,7 +86,6 @@ class AdversarialLoss(nn.Module):
         self.discriminator = discriminator
         self.saturating = saturating
         self.loss_weight = loss_weight
-        self._pair: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def forward(self, student: Feature, teacher: Feature) -> torch.Tensor:
         """Compute the student's term.
@@ -97,10 +96,7 @@ class AdversarialLoss(nn.Module):
                 returns, the attention is taken.
             teacher (Tensor | Attended): Likewise.
         """
-        student, teacher = (
-            side.attention if isinstance(side, Attended) else side
-            for side in (student, teacher)
-        )
+        student, teacher = _attention(student), _attention(teacher)
         if self.training and student.requires_grad and not self.has_turns:
             raise RuntimeError(
                 'nothing trains the discriminator of this AdversarialLoss: '
@@ -121,28 +117,29 @@ class AdversarialLoss(nn.Module):
                 loss = -F.softplus(logits).mean()
             else:
                 loss = F.softplus(-logits).mean()
-        if self.training and self.has_turns:
-            self._pair = real, fake.detach()
         return self.loss_weight * loss
 
-    def discriminator_loss(self) -> torch.Tensor:
-        """Compute the discriminator's own loss on the last step's features.
+    def discriminator_loss(
+        self, student: Feature, teacher: Feature
+    ) -> torch.Tensor:
+        """Compute the discriminator's own loss.
 
-        Raises:
-            RuntimeError: There was no training step.
+        Args:
+            student (Tensor | Attended): What :meth:`forward` got; it gets no
+                gradient.
+            teacher (Tensor | Attended): Likewise.
         """
-        if self._pair is None:
-            raise RuntimeError(
-                'no features were kept for the discriminator: compute the '
-                "student's losses in training mode first"
-            )
-        real, fake = self._pair
+        fake, real = (
+            full_precision(_attention(side)).detach()
+            for side in (student, teacher)
+        )
         with torch.autocast(real.device.type, enabled=False):
             return (
                 F.softplus(-self.discriminator(real)).mean()
                 + F.softplus(self.discriminator(fake)).mean()
             )
 
-    def forget(self) -> None:
-        """Drop the features of the last step."""
-        self._pair = None
+
+def _attention(feature: Feature) -> torch.Tensor:
+    """Of what a PCA connector returns, the attention."""
+    return feature.attention if isinstance(feature, Attended) else feature

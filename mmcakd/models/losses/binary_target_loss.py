@@ -9,6 +9,7 @@ from torch import nn
 from mmcakd.arguments import NonNegative, Positive
 from mmcakd.registry import MODELS
 
+from .traits import ReadsLogits
 from .utils import check_logits, full_precision
 
 
@@ -31,7 +32,7 @@ def binary_target_loss(
 
 
 @MODELS.register_module()
-class BinaryTargetLoss(nn.Module):
+class BinaryTargetLoss(ReadsLogits, nn.Module):
     r"""Sigmoid KD: match the student's belief in each class by itself.
 
     For multi-label classifiers, whose images carry any number of classes, and

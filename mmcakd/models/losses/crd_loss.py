@@ -10,6 +10,7 @@ from torch import nn
 from mmcakd.arguments import NonNegative, Positive, PositiveInt, Rate
 from mmcakd.registry import MODELS
 
+from .traits import NeedsHardLabels
 from .utils import check_same_shape, full_precision
 
 
@@ -33,7 +34,7 @@ def nce_loss(log_scores: torch.Tensor, num_images: int) -> torch.Tensor:
 
 
 @MODELS.register_module()
-class CRDLoss(nn.Module):
+class CRDLoss(NeedsHardLabels, nn.Module):
     r"""Contrast an image with images of other classes, across networks.
 
     Two memories keep the embedding of every training image, one for the

@@ -10,6 +10,7 @@ from mmcakd.arguments import NonNegative
 from mmcakd.registry import MODELS
 
 from ..stages import to_tokens
+from .traits import ComparesPlaces
 from .utils import check_same_shape, full_precision
 
 #: Positions of a 7 x 7 grid, for which most published weights are meant.
@@ -41,7 +42,7 @@ def mimic_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 
 @MODELS.register_module()
-class DualViewLoss(nn.Module):
+class DualViewLoss(ComparesPlaces, nn.Module):
     r"""One view of ScaleKD's dual-view feature mimicking.
 
     .. math::

@@ -8,11 +8,12 @@ from mmcakd.arguments import NonNegative
 from mmcakd.registry import MODELS
 
 from ..stages import to_tokens
+from .traits import ComparesPlaces
 from .utils import check_same_shape, full_precision
 
 
 @MODELS.register_module()
-class MSELoss(nn.Module):
+class MSELoss(ComparesPlaces, nn.Module):
     """Mean over all elements of the squared difference.
 
     Source: `FitNets <https://arxiv.org/abs/1412.6550>`_, equation 3, with

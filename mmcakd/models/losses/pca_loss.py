@@ -9,6 +9,7 @@ from torch import nn
 from mmcakd.arguments import NonNegative
 from mmcakd.registry import MODELS
 
+from .traits import ComparesPlaces
 from .utils import check_same_shape, full_precision
 
 
@@ -26,7 +27,7 @@ class Attended(NamedTuple):
 
 
 @MODELS.register_module()
-class PCALoss(nn.Module):
+class PCALoss(ComparesPlaces, nn.Module):
     r"""Match attention and the Gram matrix of the values.
 
     .. math::

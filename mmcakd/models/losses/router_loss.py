@@ -12,6 +12,7 @@ from mmcakd.arguments import NonNegative, PositiveInt, Rate
 from mmcakd.registry import MODELS
 
 from ..stages import to_tokens
+from .traits import ComparesPlaces
 from .utils import check_same_shape, full_precision
 
 Pairs = Sequence[Sequence[torch.Tensor]]
@@ -23,7 +24,7 @@ def share_of_pairs(routes: torch.Tensor) -> torch.Tensor:
 
 
 @MODELS.register_module()
-class RouterLoss(nn.Module):
+class RouterLoss(ComparesPlaces, nn.Module):
     r"""Weigh the losses of all pairs of layers by a learned matrix.
 
     With the mean squared error :math:`l_{ij}` of student layer ``j`` against

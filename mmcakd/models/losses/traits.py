@@ -1,16 +1,49 @@
-"""What losses ask of a run, told by their classes."""
+"""What losses say of themselves, and what is known of MMRazor's."""
 
 from torch import nn
 
 #: Losses of MMRazor over a softmax of class scores.
-_SOFTMAX_OF_MMRAZOR = ('DISTLoss', 'DKDLoss', 'KDSoftCELoss', 'KLDivergence')
+_CLASSES_IN_MMRAZOR = ('DISTLoss', 'DKDLoss', 'KDSoftCELoss', 'KLDivergence')
+#: Losses of MMRazor that compare maps place by place.
+_PLACES_IN_MMRAZOR = (
+    'ABLoss',
+    'ATLoss',
+    'ChannelWiseDivergence',
+    'FBKDLoss',
+    'FTLoss',
+    'L1Loss',
+    'L2Loss',
+    'MGDLoss',
+    'OFDLoss',
+    'PKDLoss',
+)
 
 
-class ComparesClasses:
+class ReadsLogits:
+    """Trait of a loss that compares class scores of student and teacher."""
+
+
+class ComparesClasses(ReadsLogits):
     """Trait of a loss over a softmax of class scores.
 
     It is for images of one class each. A distiller refuses it on heads and
     samples of several labels an image.
+    """
+
+
+class NeedsHardLabels:
+    """Trait of a loss whose labels are the one class of each image.
+
+    An algorithm refuses it where images are mixed, whatever kind of labels
+    its reference asks for.
+    """
+
+
+class ComparesPlaces:
+    """Trait of a loss that compares features place by place.
+
+    An algorithm warns where student and teacher see views in which the
+    places do not match.
     """
 
 
@@ -43,12 +76,34 @@ class ComparesImages:
             )
 
 
+def is_of_mmrazor(part: nn.Module) -> bool:
+    """Whether a loss or connector is one of MMRazor's."""
+    return type(part).__module__.startswith('mmrazor.')
+
+
+def reads_logits(loss: nn.Module) -> bool:
+    """Whether a loss, of mmcakd or MMRazor, compares class scores."""
+    return isinstance(loss, ReadsLogits) or compares_classes(loss)
+
+
 def compares_classes(loss: nn.Module) -> bool:
     """Whether a loss, of mmcakd or MMRazor, is for one class an image."""
-    if isinstance(loss, ComparesClasses):
-        return True
-    kind = type(loss)
-    return (
-        kind.__module__.startswith('mmrazor.')
-        and kind.__name__ in _SOFTMAX_OF_MMRAZOR
+    return isinstance(loss, ComparesClasses) or _is_one_of(
+        loss, _CLASSES_IN_MMRAZOR
     )
+
+
+def compares_places(loss: nn.Module) -> bool:
+    """Whether a loss, of mmcakd or MMRazor, compares place by place."""
+    return isinstance(loss, ComparesPlaces) or _is_one_of(
+        loss, _PLACES_IN_MMRAZOR
+    )
+
+
+def needs_hard_labels(loss: nn.Module) -> bool:
+    """Whether a loss reads the one class of each image."""
+    return isinstance(loss, NeedsHardLabels)
+
+
+def _is_one_of(loss: nn.Module, names: tuple[str, ...]) -> bool:
+    return is_of_mmrazor(loss) and type(loss).__name__ in names

@@ -12,6 +12,7 @@ from torch import nn
 
 from mmcakd.registry import MODELS
 
+from ..headless import WRAPPER, wrap_backbone
 from .normalisation import (
     NORMALISING,
     RAW,
@@ -26,9 +27,9 @@ def build_model(
     """Build a student or a teacher.
 
     Args:
-        source (BaseModel | dict | str): A built model; a config dict; a
-            dict with ``cfg_path``, as MMRazor has it; a config file of an
-            installed package such as
+        source (nn.Module | dict | str): A built model or bare backbone; a
+            config dict of either; a dict with ``cfg_path``, as MMRazor has
+            it; a config file of an installed package such as
             ``'mmpretrain::resnet/resnet50_8xb32_in1k.py'`` or on disk; or a
             name from MMPretrain's model zoo such as
             ``'resnet50_8xb32_in1k'``.
@@ -126,6 +127,9 @@ def read_source(source: Any, role: str) -> dict:
         )
     if isinstance(source, str):
         return read_model_cfg(source, role)
+    if isinstance(source, nn.Module):
+        # A bare backbone that came built.
+        return dict(type=WRAPPER, backbone=source)
     if not isinstance(source, dict):
         raise TypeError(
             f'{role} should be a config dict, a config path, a model name or '
@@ -135,7 +139,7 @@ def read_source(source: Any, role: str) -> dict:
             'mmcakd.TorchvisionClassifier'
         )
     if 'cfg_path' not in source:
-        return source
+        return wrap_backbone(source)
     # MMRazor's spelling.
     weights = 'teacher_ckpt' if role == 'teacher' else 'load_from'
     if source.get('pretrained'):

@@ -8,8 +8,14 @@ import torch
 from mmengine.logging import print_log
 from torch import nn
 
+from ..headless import is_bare_backbone
 from .reader import read_checkpoint
-from .state_dicts import pick_student, pick_weights, take_inside
+from .state_dicts import (
+    pick_student,
+    pick_weights,
+    take_backbone,
+    take_inside,
+)
 
 #: Buffers that a network computes for itself from its own sizes. They may be
 #: missing, and masks of attention may be infinite.
@@ -52,6 +58,8 @@ def load_weights(
     if not state_dict:
         below = f' below {prefix}' if prefix else ''
         raise RuntimeError(f'{path} holds no weights{below}')
+    if is_bare_backbone(model):
+        state_dict = take_backbone(state_dict)
     check_finite(state_dict, path)
     fit_weights(model, state_dict, path, ignore)
     print_log(f'Loaded {len(state_dict)} weights from {path}', 'current')

@@ -16,6 +16,8 @@ from mmengine.logging import print_log
 STUDENT = 'architecture.'
 #: What those of its connectors and losses are called.
 DISTILLER = 'distiller.'
+#: What those of a backbone are called in those of a model.
+BACKBONE = 'backbone.'
 
 #: Entries of a checkpoint that hold the weights as they were trained.
 _TRAINED = ('state_dict', 'model', 'model_state_dict', 'module')
@@ -158,3 +160,27 @@ def take_inside(weights: Weights, prefix: str) -> Weights:
         if key.startswith(prefix)
     )
     return inside
+
+
+def take_backbone(weights: Weights) -> Weights:
+    """Take the backbone out of weights, for a model without a head.
+
+    Args:
+        weights (OrderedDict): Of a model with a backbone, or of a backbone
+            alone.
+
+    Returns:
+        OrderedDict: The weights below ``backbone.``.
+    """
+    names_it = any(key.startswith(BACKBONE) for key in weights)
+    taken = OrderedDict(
+        (key if names_it else BACKBONE + key, value)
+        for key, value in weights.items()
+        if not names_it or key.startswith(BACKBONE)
+    )
+    # Versions of the modules, by their names.
+    taken._metadata = OrderedDict(
+        (key if names_it else (BACKBONE + key).removesuffix('.'), value)
+        for key, value in getattr(weights, '_metadata', {}).items()
+    )
+    return taken

@@ -22,6 +22,9 @@ from .normalisation import (
 )
 from .weights import TeacherWeights
 
+#: The input that the student gets, and a teacher unless it asks for another.
+DEFAULT_INPUT = 'image'
+
 Precision = Literal['fp32', 'bf16', 'fp16']
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
@@ -57,6 +60,8 @@ class Teacher(nn.Module):
             channels-last memory format. Defaults to False.
         compile (bool): Whether to run its forward through
             ``torch.compile``. Defaults to False.
+        inputs (str): Which of the inputs of a sample it reads, such as a
+            second view or modality. Defaults to ``'image'``, the student's.
 
     Raises:
         ValueError: Unknown mode or precision.
@@ -87,8 +92,10 @@ class Teacher(nn.Module):
         precision: Precision | None = None,
         channels_last: bool = False,
         compile: bool = False,
+        inputs: str = DEFAULT_INPUT,
     ) -> None:
         super().__init__()
+        self.inputs = inputs
         if isinstance(input_size, int):
             input_size = (input_size, input_size)
         self.mode = mode
@@ -168,6 +175,30 @@ class Teacher(nn.Module):
         self.repads = self.scale is not None or pad_value(
             student_preprocessor
         ) != pad_value(self.model.data_preprocessor)
+
+    def insist_on_weights(self, preprocessor: nn.Module) -> None:
+        """Fetch the weights that are named, and insist on them.
+
+        Args:
+            preprocessor (nn.Module): The one that prepares its input.
+
+        Raises:
+            ValueError: There are none, or it cannot be known how the network
+                normalises images.
+            RuntimeError: They could not be fetched, or do not fit.
+        """
+        weights = self.weights
+        if not weights.is_complete:
+            weights.arrive()
+            if self.riddle:
+                # What says how it normalises may have arrived, too.
+                self.adapt_to(preprocessor, *self.images)
+        if self.riddle and not weights.is_random:
+            raise ValueError(
+                f'it cannot be known how the teacher normalises images: '
+                f'{self.riddle}; give its config data_preprocessor=dict('
+                'mean=[...], std=[...], to_rgb=True)'
+            )
 
     def watch(self, preprocessor: nn.Module) -> None:
         """Look at the images that the student's preprocessor gets.

@@ -136,7 +136,7 @@ def build_teacher(
     """Build a teacher, with the weights that can be had without a network.
 
     Args:
-        source (BaseModel | dict | str): See :func:`build_model`.
+        source (nn.Module | dict | str): See :func:`build_model`.
         checkpoint (str, optional): File or URL of all its weights, or
             ``'random'``. Defaults to what ``source`` names: a built model has
             its weights, a model of a zoo is fetched when training starts, a
@@ -157,7 +157,8 @@ def build_teacher(
         >>> model, weights = build_teacher('resnet18_8xb32_in1k', 'random')
         >>> weights.arrive()
     """
-    if isinstance(source, BaseModel):
+    if isinstance(source, nn.Module):
+        source = build_model(source, 'teacher')
         parts = [CheckpointPart(checkpoint)] if _is_file(checkpoint) else []
         origin = str(parts[0]) if parts else 'a built model'
         return source, TeacherWeights(

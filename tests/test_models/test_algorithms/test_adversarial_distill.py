@@ -160,7 +160,7 @@ def test_discriminator_changes_in_its_turn_alone(
         # Nothing is left for the next turn, nor kept in memory.
         if step % (interval * accumulate) == 0:
             assert all(p.grad is None for p in discriminator.parameters())
-        assert model.adversarial_losses['loss_adv']._pair is None
+        assert model.features == {}
     period = interval * accumulate
     assert changed == list(range(period, 21, period))
     assert trained == list(range(accumulate, 21, accumulate))

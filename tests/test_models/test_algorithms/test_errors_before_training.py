@@ -126,7 +126,7 @@ def test_image_size_that_a_model_cannot_take(tiny, refuse, whose):
     role = dict(student='architecture', teacher='teacher')[whose]
     kwargs = dict(distiller=tiny.logit_kd(), input_size=96)
     message = refuse(**kwargs, **{role: mixer})
-    cure = dict(student='img_size', teacher='teacher_input_size')[whose]
+    cure = dict(student='img_size', teacher='input_size=...')[whose]
     assert_names(message, f'the {whose}', '(96, 96)', cure)
     if whose == 'teacher':
         tiny.build_distillation(**kwargs, teacher=mixer, teacher_input_size=64)

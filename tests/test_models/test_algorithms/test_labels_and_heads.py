@@ -458,7 +458,7 @@ def test_width_that_is_needed_of_an_unknown_teacher_is_asked_for(
 def test_batches_that_teach_nothing_are_refused(tiny, method, fewest):
     distiller = Config.fromfile(CONFIGS / f'{method}.py').distiller
     model = tiny.build_distillation(distiller=distiller).train()
-    assert model.distiller.min_images == fewest
+    assert model.distiller.graph.min_images == fewest
     images, samples = tiny.batch(fewest)
     assert model(images, samples, mode='loss')
     with pytest.raises(ValueError, match=f'at least {fewest}.*drop_last'):

@@ -43,7 +43,7 @@ def test_every_loss_is_logged_and_the_sum_is_trained(tiny):
     assert log['loss'].item() == pytest.approx(total.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize('weight', [1.0, 0.5, 0.0])
+@pytest.mark.parametrize('weight', [1.0, 0.5])
 def test_weight_of_the_students_own_losses(tiny, weight):
     cfg = tiny.classifier(tiny.resnet())
     cfg['head']['cal_acc'] = True

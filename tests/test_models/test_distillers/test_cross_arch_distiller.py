@@ -332,7 +332,7 @@ def test_shape_like_may_name_a_connector(build, tiny):
         )
     )
     distiller = model.distiller
-    assert distiller.connector_order == ['c', 'b', 'a']
+    assert distiller.graph.order == ['c', 'b', 'a']
     widths = [c.linear.out_channels for c in distiller.connectors.values()]
     assert widths == [32, 32, 32]
     losses = model.train()(*tiny.batch(), mode='loss')
@@ -446,45 +446,46 @@ def joined(build, tiny):
     ).eval()
     images, _ = tiny.batch()
     with (
-        model.distiller.student_recorders,
-        model.distiller.teacher_recorders,
+        model.distiller.step(dict(image=images), None) as step,
         torch.no_grad(),
     ):
-        model.teacher(images)
-        model.student(images)
-    return model, images
+        with step.recording('teacher'):
+            model.teacher(images)
+        with step.recording('student'):
+            model.student(images)
+        yield model, step
 
 
-def test_one_connector_runs_on_the_last_records(joined):
-    model, images = joined
+def test_one_connector_runs_in_a_step(joined):
+    model, step = joined
     # `label`, which would need labels, is not read by it.
-    assert model.distiller.connector_order == ['join', 'label', 'sum']
-    output = model.distiller.run_connector('sum')
+    assert model.distiller.graph.order == ['join', 'label', 'sum']
+    output = model.distiller.run_connector('sum', step)
+    images = step.inputs['image']
     expected = 2 * model.student.backbone(images)[0].sum()
     torch.testing.assert_close(output, expected)
-    for manager in (
-        model.distiller.student_recorders,
-        model.distiller.teacher_recorders,
-    ):
-        stages = manager.get_recorder('stages')
-        assert not any(stages.data_buffer)
-        assert not manager.get_recorder('logits').data_buffer
 
 
 def test_connector_without_records_says_so(joined):
-    model, _ = joined
-    model.distiller.run_connector('join')
+    model, step = joined
+    model.distiller.run_connector('join', step)
+    with step:
+        pass
+    for manager in model.distiller.recorders.values():
+        stages = manager.get_recorder('stages')
+        assert not any(stages.data_buffer)
+        assert not manager.get_recorder('logits').data_buffer
     with pytest.raises(RuntimeError, match='recorded nothing|recorded 0'):
-        model.distiller.run_connector('join')
+        model.distiller.run_connector('join', step)
 
 
 @pytest.mark.parametrize('name', ['sums', 'loss'])
 def test_connector_that_is_not_there_is_named(joined, name):
-    model, _ = joined
+    model, step = joined
     with pytest.raises(ValueError, match=f"no connector '{name}'.*'join'"):
-        model.distiller.run_connector(name)
+        model.distiller.run_connector(name, step)
     # The records are still there.
-    model.distiller.run_connector('sum')
+    model.distiller.run_connector('sum', step)
 
 
 # ---------------------------------------------------------- no trace is left

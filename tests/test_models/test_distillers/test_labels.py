@@ -5,7 +5,7 @@ import torch
 from mmpretrain.structures import DataSample, MultiTaskDataSample
 from torch import nn
 
-from mmcakd.models.distillers.labels import (
+from mmcakd.models.labels import (
     check_one_class,
     heads_of,
     is_multi_label,

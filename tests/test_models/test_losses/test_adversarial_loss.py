@@ -42,9 +42,10 @@ def given(fake, real=(0.0,), **kwargs):
 
 
 def test_undecided_discriminator_gives_log_two():
-    loss, _, _, student = given([0.0, 0.0], [0.0, 0.0])
+    loss, *sides, student = given([0.0, 0.0], [0.0, 0.0])
     assert student.item() == pytest.approx(math.log(2))
-    assert loss.discriminator_loss().item() == pytest.approx(2 * math.log(2))
+    own = loss.discriminator_loss(*sides)
+    assert own.item() == pytest.approx(2 * math.log(2))
     *_, saturating = given([0.0, 0.0], saturating=True)
     assert saturating.item() == pytest.approx(-math.log(2))
 
@@ -54,12 +55,12 @@ def test_probabilities_enter_by_their_logarithms():
         return math.log(p / (1 - p))
 
     fake, real = [logit(0.2), logit(0.5)], [logit(0.9), logit(0.6)]
-    loss, *_, student = given(fake, real, loss_weight=3.0)
+    loss, *sides, student = given(fake, real, loss_weight=3.0)
     assert student.item() == pytest.approx(
         3 * -(math.log(0.2) + math.log(0.5)) / 2
     )
     # The weight is the student's alone.
-    assert loss.discriminator_loss().item() == pytest.approx(
+    assert loss.discriminator_loss(*sides).item() == pytest.approx(
         -(math.log(0.9) + math.log(0.6)) / 2
         - (math.log(0.8) + math.log(0.5)) / 2
     )
@@ -76,7 +77,7 @@ def test_gradients_are_those_of_the_formulas():
     expected = (torch.sigmoid(fake) - 1) / 2
     assert torch.allclose(fake.grad, expected)
 
-    loss.discriminator_loss().backward()
+    loss.discriminator_loss(fake, real).backward()
     # d/ds of a logit s x is x times d/dx
     by_hand = ((torch.sigmoid(real) - 1) * real).mean()
     by_hand = by_hand + (torch.sigmoid(fake) * fake).mean()
@@ -102,8 +103,8 @@ def test_saturating_form_has_no_gradient_where_the_discriminator_wins():
 @pytest.mark.parametrize('saturating', [False, True])
 @pytest.mark.parametrize('gap', [1000.0, -1000.0])
 def test_logits_of_a_thousand_stay_finite(gap, saturating):
-    loss, fake, _, student = given([-gap], [gap], saturating=saturating)
-    (student + loss.discriminator_loss()).backward()
+    loss, fake, real, student = given([-gap], [gap], saturating=saturating)
+    (student + loss.discriminator_loss(fake, real)).backward()
     assert fake.grad.isfinite().all()
     assert loss.discriminator.scale.grad.isfinite()
     # Where it is sure and right, the student's -log D is 1000.
@@ -112,7 +113,7 @@ def test_logits_of_a_thousand_stay_finite(gap, saturating):
         (False, True): 1000, (False, False): 0,
         (True, True): 0, (True, False): -1000,
     }[saturating, won]  # fmt: skip
-    assert loss.discriminator_loss().item() == (0 if won else 2000)
+    assert loss.discriminator_loss(fake, real).item() == (0 if won else 2000)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_each_side_has_a_gradient_for_itself_alone():
     assert all(p.grad is None for p in parameters)
 
     fake.grad = None
-    loss.discriminator_loss().backward()
+    loss.discriminator_loss(fake, real).backward()
     assert fake.grad is None
     assert real.grad is None
     assert all(p.grad.any() for p in parameters)
@@ -168,25 +169,11 @@ def test_half_precision_is_judged_in_float32():
     fake, real = torch.randn(2, 2, 5, 8).bfloat16()
     with torch.autocast('cpu', torch.bfloat16):
         student = loss(fake.requires_grad_(), real)
-        own = loss.discriminator_loss()
+        own = loss.discriminator_loss(fake, real)
     exact = loss(fake.float(), real.float())
     assert student.dtype == own.dtype == torch.float32
     assert torch.equal(student, exact)
-    assert torch.equal(own, loss.discriminator_loss())
-
-
-def test_features_are_kept_in_training_alone():
-    loss = in_training().eval()
-    features = torch.randn(2, 5, 8)
-    loss(features, features)
-    with pytest.raises(RuntimeError, match='training mode'):
-        loss.discriminator_loss()
-    loss.train()
-    loss(features, features)
-    loss.discriminator_loss()
-    loss.forget()
-    with pytest.raises(RuntimeError, match='training mode'):
-        loss.discriminator_loss()
+    assert torch.equal(own, loss.discriminator_loss(fake, real))
 
 
 def test_student_of_an_untrained_discriminator_is_refused():

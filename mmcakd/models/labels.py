@@ -92,23 +92,24 @@ def check_one_class(data_samples: list | None) -> None:
         _check_sum_is_one(_read_scores(samples))
 
 
-def heads_of(model: nn.Module, references: list[dict]) -> list[nn.Module]:
-    """List the heads of a classifier that references may read.
+def heads_of(
+    model: nn.Module, indices: list[int | str | None]
+) -> list[nn.Module]:
+    """List the heads of a classifier that may be read.
 
     The whole network stands for the head of those that wrap one.
 
     Args:
         model (nn.Module): Of several tasks, or with a single head, or none.
-        references (list[dict]): References to its records; ``data_idx`` may
-            pick a task.
+        indices (list): Which records are read of it; one may pick a task, by
+            its name or place.
     """
     head = getattr(model, 'head', None) or getattr(model, 'model', None)
     if not isinstance(head, MultiTaskHead):
         return [head] if isinstance(head, nn.Module) else []
     heads = dict(head.task_heads.items())
     heads |= dict(enumerate(head.task_heads.values()))
-    picked = [reference.get('data_idx') for reference in references]
-    return [heads[index] for index in picked if index in heads]
+    return [heads[index] for index in indices if index in heads]
 
 
 def is_multi_label(head: nn.Module) -> bool:
