@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseDataPreprocessor
 from torch import nn
 
-from mmcakd.arguments import raise_unknown, show
+from mmcakd.arguments import ArgumentError, raise_unknown, show
 from mmcakd.registry import MODELS
 
 from ..teachers.teacher import pad_value
@@ -74,7 +74,7 @@ class NamedInputsPreprocessor(BaseDataPreprocessor):
         super().__init__()
         for name, cfg in others.items():
             if not isinstance(cfg, dict):
-                raise ValueError(
+                raise ArgumentError(
                     f'NamedInputsPreprocessor: {name} should be the config '
                     f'of a preprocessor, a dict, but got {show(cfg)}; what '
                     f"is meant for the image's belongs into "
