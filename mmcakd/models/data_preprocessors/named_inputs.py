@@ -75,10 +75,9 @@ class NamedInputsPreprocessor(BaseDataPreprocessor):
         for name, cfg in others.items():
             if not isinstance(cfg, dict):
                 raise ArgumentError(
-                    f'NamedInputsPreprocessor: {name} should be the config '
-                    f'of a preprocessor, a dict, but got {show(cfg)}; what '
-                    f"is meant for the image's belongs into "
-                    f'image=dict({name}=...)'
+                    f'NamedInputsPreprocessor has no argument {name!r} that '
+                    f'is {show(cfg)}; settings of the preprocessor of an '
+                    f'input belong into its dict, as in image=dict({name}=...)'
                 )
         default = dict(type='mmpretrain.ClsDataPreprocessor')
         self.inputs = nn.ModuleDict(

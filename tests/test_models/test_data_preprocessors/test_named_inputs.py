@@ -154,7 +154,7 @@ def test_mixing_that_a_hook_switches_on_is_refused_in_training_alone():
 
 
 def test_settings_given_beside_the_inputs_are_refused():
-    with pytest.raises(ValueError, match=r'belongs into image=dict\(mean='):
+    with pytest.raises(ValueError, match=r'as in image=dict\(mean='):
         build(mean=[1, 2, 3], std=[1, 2, 3])
 
 
