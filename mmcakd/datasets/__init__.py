@@ -14,6 +14,7 @@ from .resumable import (
     SeededDataset,
     make_resumable,
 )
+from .unlabelled import UnlabelledImages
 
 __all__ = [
     'CLASSES',
@@ -24,6 +25,7 @@ __all__ = [
     'SampleIndex',
     'Scene',
     'SeededDataset',
+    'UnlabelledImages',
     'coco_annotations',
     'coco_file_name',
     'coco_instances',
