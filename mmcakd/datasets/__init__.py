@@ -14,10 +14,20 @@ from .resumable import (
     SeededDataset,
     make_resumable,
 )
+from .transforms import (
+    AnotherView,
+    LoadPairedImage,
+    PackNamedInputs,
+    SharedTransforms,
+)
 from .unlabelled import UnlabelledImages
 
 __all__ = [
     'CLASSES',
+    'SharedTransforms',
+    'PackNamedInputs',
+    'LoadPairedImage',
+    'AnotherView',
     'MIN_VISIBLE',
     'PIXEL_CLASSES',
     'RenderedObject',

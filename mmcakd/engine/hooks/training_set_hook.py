@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmcakd.arguments import NonNegativeInt, PositiveInt, check_value
+from mmcakd.datasets.pairs import check_pairs
 from mmcakd.models.algorithms import CrossArchDistill
 from mmcakd.registry import HOOKS
 
@@ -45,7 +46,9 @@ class TrainingSetHook(Hook):
       :class:`mmcakd.models.algorithms.CrossArchDistill`, get the training
       set, whose pipeline may normalise images;
     - a ``SwitchRecipeHook`` that will mix images is refused where their
-      classes or places are read.
+      classes or places are read, and where a sample has other inputs;
+    - files that :class:`mmcakd.datasets.LoadPairedImage` will not find are
+      named, and a pipeline that moves what is in an image alone is refused.
 
     Raises:
         ValueError: See above; or a part asks for labels, and the training set
@@ -74,6 +77,16 @@ class TrainingSetHook(Hook):
                 part.prepare_from_dataset(loader.dataset)
         check_labels(model, loader.dataset)
         check_switches(runner.hooks, model)
+        check_pairs(
+            loader.dataset,
+            *(
+                recipe['train_pipeline']
+                for hook in runner.hooks
+                if isinstance(hook, SwitchRecipeHook)
+                for recipe in hook.schedule.values()
+                if 'train_pipeline' in recipe
+            ),
+        )
         parts = [
             part
             for part in model.modules()
@@ -91,18 +104,19 @@ def check_switches(hooks: list[Hook], model: nn.Module) -> None:
     Args:
         hooks (list[Hook]): Those of the run; MMPretrain's
             ``SwitchRecipeHook`` tells what it will switch on.
-        model (nn.Module): Any; only a
-            :class:`mmcakd.models.algorithms.CrossArchDistill` is checked.
+        model (nn.Module): Any; it and its preprocessor are asked by their
+            method ``check_mixing``, if they have one.
 
     Raises:
         ValueError: One will.
     """
-    if not isinstance(model, CrossArchDistill):
-        return
+    asked = [model, getattr(model, 'data_preprocessor', None)]
+    checks = [m.check_mixing for m in asked if hasattr(m, 'check_mixing')]
     for hook in hooks:
         if isinstance(hook, SwitchRecipeHook):
             for recipe in hook.schedule.values():
-                model.check_mixing(recipe.get('batch_augments'))
+                for check in checks:
+                    check(recipe.get('batch_augments'))
 
 
 def check_steps(runner: Runner) -> None:
