@@ -60,15 +60,17 @@ def _check_pipeline(dataset: Any, steps: list) -> None:
     loaders = [t for t in walk(steps) if isinstance(t, LoadPairedImage)]
     if not loaders:
         return
-    # MMCV's KeyMapper may transform the other input alone.
-    alone = [
-        step
-        for step in steps
-        if not isinstance(step, (SharedTransforms, AnotherView))
-        and not hasattr(step, 'mapping')
-    ]
-    for transform in walk(alone):
-        if is_geometric(transform) or joins_images(transform):
+    apart = {
+        id(inside)
+        for step in walk(steps)
+        # MMCV's KeyMapper may transform the other input alone.
+        if isinstance(step, (SharedTransforms, AnotherView))
+        or hasattr(step, 'mapping')
+        for inside in walk([step])
+    }
+    for transform in walk(steps):
+        moves = is_geometric(transform) or joins_images(transform)
+        if moves and id(transform) not in apart:
             names = ' and '.join(loader.name for loader in loaders)
             raise ValueError(
                 f'{name_of(transform)} of the pipeline moves what is in the '
