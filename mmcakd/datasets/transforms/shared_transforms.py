@@ -32,7 +32,8 @@ class SharedTransforms(BaseTransform):
     Each other input goes through copies of the transforms as they were, with
     the random numbers that were drawn for the image; whatever they read
     beside the image is the same. Afterwards the generators are as the image
-    left them: without the other inputs it would look the same.
+    left them: without the other inputs it would look the same. What is padded
+    has the value that is set for the image.
 
     MMCV's ``TransformBroadcaster`` shares only what a transform has marked
     as random, and knows none of torchvision's.
@@ -124,8 +125,11 @@ class SharedTransforms(BaseTransform):
         beside = {k: v for k, v in rest.items() if k != 'img'}
         before = _Generators.read()
         replays = {
-            name: (deepcopy(self.transforms), deepcopy(beside) | dict(img=v))
-            for name, v in inputs.items()
+            name: (
+                deepcopy(self.transforms),
+                deepcopy(beside) | dict(img=_in_colour(value)),
+            )
+            for name, value in inputs.items()
         }
         shared = _run(self.transforms, rest)
         if shared is None:
@@ -133,7 +137,9 @@ class SharedTransforms(BaseTransform):
         after = _Generators.read()
         for name, (transforms, sample) in replays.items():
             before.restore()
-            shared[name] = self._replay(name, transforms, sample)
+            replayed = self._replay(name, transforms, sample)
+            is_grey = _is_grey(inputs[name])
+            shared[name] = _first_channel(replayed) if is_grey else replayed
             self._check_replay(name, shared, after)
         after.restore()
         return shared
@@ -202,6 +208,27 @@ def _run(transforms: list, results: dict) -> dict | None:
         if results is None:
             return None
     return results
+
+
+def _is_grey(image: Any) -> bool:
+    return isinstance(image, np.ndarray) and (
+        image.ndim == 2 or image.shape[2] == 1
+    )
+
+
+def _in_colour(image: Any) -> Any:
+    """Repeat an image of one channel, since many transforms take three."""
+    if not _is_grey(image):
+        return image
+    return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
+
+
+def _first_channel(image: Any) -> Any:
+    if isinstance(image, np.ndarray):
+        return image[..., 0]
+    if isinstance(image, torch.Tensor):
+        return image[:1]
+    return image.getchannel(0)
 
 
 def _sample_nearest(transform: Any) -> None:
