@@ -1,6 +1,7 @@
 """Images and what belongs to them, from files to batches."""
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -369,3 +370,35 @@ def test_a_pipeline_that_a_hook_switches_to_is_checked(write):
 def test_other_data_sets_pass():
     check_pairs(range(3))
     check_pairs([1, 2])
+
+
+def test_the_pipeline_of_the_guide_makes_batches(tmp_path, monkeypatch):
+    guide = Path(__file__).parents[2] / 'docs' / 'guide.md'
+    blocks = re.findall('```python\n(.*?)```', guide.read_text(), re.DOTALL)
+    (code,) = [block for block in blocks if 'LoadPairedImage' in block]
+    said = {}
+    exec(code, said)
+    monkeypatch.chdir(tmp_path)
+    rows, columns = np.mgrid[:256, :256]
+    for path, pixels in (
+        ('images/kitchen/1.jpg', np.zeros((256, 256, 3), np.uint8)),
+        ('depth/kitchen/1.png', (rows * 256 + columns).astype(np.uint16)),
+    ):
+        file = tmp_path / 'data' / path
+        file.parent.mkdir(parents=True)
+        cv2.imwrite(str(file), pixels)
+    dataset = mmengine.registry.DATASETS.build(
+        dict(
+            type='mmcakd.UnlabelledImages',
+            data_root='data/images',
+            pipeline=said['train_pipeline'],
+        )
+    )
+    check_pairs(dataset)
+    batch = pseudo_collate([dataset[0], dataset[0]])
+    preprocessor = MODELS.build(said['model']['data_preprocessor'])
+    inputs = preprocessor(batch, True)['inputs']
+    assert inputs['image'].shape == (2, 3, 224, 224)
+    depth = inputs['depth'] * 2500 + 4000
+    assert depth.shape == (2, 1, 224, 224)
+    assert (depth - depth.round()).abs().max() < 0.01

@@ -138,6 +138,17 @@ def test_mixing_is_refused(given):
         build(**dict(depth=DEPTH) | given)
 
 
+def test_a_classifier_may_own_it(tiny):
+    named = dict(
+        type='mmcakd.NamedInputsPreprocessor', image=IMAGE, depth=DEPTH
+    )
+    cfg = tiny.classifier(tiny.resnet())
+    model = MODELS.build(cfg | dict(data_preprocessor=dict(named)))
+    assert model.data_preprocessor.of('depth').mean.item() == 2000
+    with pytest.raises(ValueError, match="the student's train_cfg"):
+        MODELS.build(cfg | dict(data_preprocessor=named, train_cfg=MIXUP))
+
+
 def test_mixing_that_a_hook_switches_on_is_refused_in_training_alone():
     preprocessor = build()
     assert preprocessor.batch_augments is None
