@@ -145,6 +145,12 @@ def test_an_image_elsewhere_is_refused():
         load.find('data/val/a.png')
 
 
+def test_images_in_no_file_have_no_pairs():
+    load = LoadPairedImage('depth', 'depth', 'images')
+    with pytest.raises(ValueError, match='the samples have no img_path'):
+        load(dict(img=np.zeros((4, 6, 3))))
+
+
 def test_a_missing_file_is_named_when_it_is_read(write):
     dataset = build(write(missing=(1,)))
     with pytest.raises(FileNotFoundError, match=r'no .*class_1/1_d.png, the'):

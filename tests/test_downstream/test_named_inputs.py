@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import DefaultScope
+from mmengine.registry import DATASETS, DefaultScope
 from torch.utils.data import DataLoader
 
 from mmcakd.datasets import make_resumable
@@ -213,6 +213,29 @@ def test_samples_with_depth_are_those_without(tmp_path):
         alone['data_samples'].gt_instances.bboxes.tensor,
         beside['data_samples'].gt_instances.bboxes.tensor,
     )
+
+
+@pytest.mark.parametrize(
+    ('package', 'packer'),
+    [('mmdet', 'PackDetInputs'), ('mmseg', 'PackSegInputs')],
+)
+def test_images_without_labels(tmp_path, package, packer):
+    Scenes(tmp_path, package)
+    with DefaultScope.overwrite_default_scope(package):
+        dataset = DATASETS.build(
+            dict(
+                type='mmcakd.UnlabelledImages',
+                data_root=str(tmp_path / 'images'),
+                pipeline=[
+                    dict(type='LoadImageFromFile'),
+                    dict(type='Resize', scale=(32, 24)),
+                    dict(type=packer),
+                ],
+            )
+        )
+    sample = dataset[0]
+    assert sample['inputs'].shape == (3, 24, 32)
+    assert sample['data_samples'].img_shape == (24, 32)
 
 
 @pytest.mark.parametrize('package', ['mmdet', 'mmseg'])

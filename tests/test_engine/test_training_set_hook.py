@@ -14,6 +14,7 @@ from mmpretrain.registry import DATASETS
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mmcakd.datasets import UnlabelledImages
 from mmcakd.engine import TrainingSetHook
 from mmcakd.engine.hooks.training_set_hook import (
     check_labels,
@@ -559,6 +560,13 @@ def test_smallest_batch_is_that_of_the_process(monkeypatch, sampler, expected):
     assert smallest_batch(loader) == expected
 
 
+def test_labels_that_are_not_there_are_asked_for(image_folder):
+    dataset = UnlabelledImages(data_root=str(image_folder))
+    assert find_labels(dataset) is None
+    with pytest.raises(ValueError, match='UnlabelledImages has no labels, wh'):
+        read_training_labels(dataset)
+
+
 # ------------------------------------------------------------------- mixing
 
 
@@ -597,7 +605,7 @@ def test_mixing_images_that_have_other_inputs_is_refused_before_training():
     model.data_preprocessor = NamedInputsPreprocessor(image=cfg, depth=cfg)
     mixup = dict(augments=dict(type='Mixup', alpha=0.5))
     hook = SwitchRecipeHook([dict(action_epoch=2, batch_augments=mixup)])
-    with pytest.raises(ValueError, match='change the image alone'):
+    with pytest.raises(ValueError, match='change one input alone'):
         check_switches([hook], model)
     check_switches([SwitchRecipeHook([dict(action_epoch=2)])], model)
 

@@ -21,7 +21,9 @@ class LoadPairedImage(LoadImageFromFile):
     change the image alone, but for :class:`SharedTransforms`.
 
     Files are read as they are by default: a PNG of 16 bits gives uint16 of
-    shape (H, W).
+    shape (H, W). They are not turned by an EXIF orientation, as MMCV turns
+    images; to leave those, too, load them with
+    ``color_type='color_ignore_orientation'``.
 
     ``mmcakd.TrainingSetHook`` looks before training whether all are there.
 
@@ -40,7 +42,7 @@ class LoadPairedImage(LoadImageFromFile):
 
     Raises:
         FileNotFoundError: An image has no such file.
-        ValueError: An image is not under ``image_root``.
+        ValueError: An image is not under ``image_root``, or in no file.
 
     Examples:
         >>> import mmcakd
@@ -104,7 +106,7 @@ class LoadPairedImage(LoadImageFromFile):
             FileNotFoundError: Some have none.
         """
         images = [
-            dataset.get_data_info(index)['img_path']
+            _path_of(dataset.get_data_info(index))
             for index in range(len(dataset))
         ]
         files = [self.find(image) for image in images]
@@ -132,7 +134,7 @@ class LoadPairedImage(LoadImageFromFile):
         Returns:
             dict: Has the image under its name, too.
         """
-        path = self.find(results['img_path'])
+        path = self.find(_path_of(results))
         try:
             loaded = super().transform(dict(img_path=path))
         except FileNotFoundError as error:
@@ -140,3 +142,19 @@ class LoadPairedImage(LoadImageFromFile):
         add_input(results, self.name, loaded['img'])
         paired = [*results.get('paired_inputs', ()), self.name]
         return results | dict(paired_inputs=paired)
+
+    def __repr__(self) -> str:
+        return (
+            f'{type(self).__name__}(name={self.name!r}, root={self.root!r}, '
+            f'image_root={self.image_root!r}, suffix={self.suffix!r})'
+        )
+
+
+def _path_of(sample: dict) -> str:
+    if 'img_path' not in sample:
+        raise ValueError(
+            'LoadPairedImage: the samples have no img_path, so that it cannot '
+            'be known which file belongs to an image; take a data set of '
+            'image files'
+        )
+    return sample['img_path']

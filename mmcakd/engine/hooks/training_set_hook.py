@@ -341,7 +341,14 @@ def read_training_labels(dataset: Any) -> torch.Tensor:
             f'the training set {name} has no method get_gt_labels; give it '
             'one that returns the class indices of all samples'
         )
-    labels = np.asarray(dataset.get_gt_labels())
+    try:
+        labels = np.asarray(dataset.get_gt_labels())
+    except KeyError as error:
+        raise ValueError(
+            f'the training set {name} has no labels, which a part of the '
+            'model needs before training, such as a CRDLoss; take a data set '
+            'with labels, or another loss'
+        ) from error
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f'the training set {name} has no single class index for each '

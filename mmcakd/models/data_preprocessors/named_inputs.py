@@ -40,9 +40,9 @@ class NamedInputsPreprocessor(BaseDataPreprocessor):
             name; likewise.
 
     Raises:
-        ValueError: The image's preprocessor has ``batch_augments``, which mix
-            or resize the images alone: the further inputs of a batch would
-            not belong to them. Or an input of a batch is missing, or unknown.
+        ValueError: A preprocessor has ``batch_augments``, which mix or resize
+            one input of a batch alone, so that the others would not belong to
+            it. Or an input of a batch is missing, or unknown.
 
     Examples:
         >>> import torch
@@ -87,7 +87,8 @@ class NamedInputsPreprocessor(BaseDataPreprocessor):
             }
         )
         self.check_mixing(batch_augments)
-        self.check_mixing(getattr(self, 'batch_augments', None))
+        for preprocessor in self.inputs.values():
+            self.check_mixing(getattr(preprocessor, 'batch_augments', None))
 
     def of(self, name: str) -> nn.Module:
         """Get the preprocessor of an input.
@@ -105,7 +106,7 @@ class NamedInputsPreprocessor(BaseDataPreprocessor):
         return self.inputs[name]
 
     def check_mixing(self, batch_augments: Any) -> None:
-        """Check that nothing is done to the images of a batch alone.
+        """Check that nothing is done to one input of a batch alone.
 
         Args:
             batch_augments (Any): What mixes or resizes them, if anything.
@@ -115,9 +116,9 @@ class NamedInputsPreprocessor(BaseDataPreprocessor):
         """
         if batch_augments:
             raise ValueError(
-                'batch_augments (MixUp, CutMix, resizing) change the image '
-                'alone, to which the other inputs of a sample would no longer '
-                "belong: remove them from data_preprocessor, the student's "
+                'batch_augments (MixUp, CutMix, resizing) change one input '
+                'alone, so that the inputs of a sample would no longer belong '
+                "together: remove them from data_preprocessor, the student's "
                 'train_cfg and SwitchRecipeHook'
             )
 

@@ -131,10 +131,11 @@ def test_preprocessor_of_an_unknown_input():
     [
         dict(image=IMAGE | dict(batch_augments=MIXUP, num_classes=5)),
         dict(batch_augments=MIXUP),
+        dict(view1=IMAGE | dict(batch_augments=MIXUP, num_classes=5)),
     ],
 )
 def test_mixing_is_refused(given):
-    with pytest.raises(ValueError, match='change the image alone'):
+    with pytest.raises(ValueError, match='change one input alone'):
         build(**dict(depth=DEPTH) | given)
 
 
@@ -158,7 +159,7 @@ def test_mixing_that_a_hook_switches_on_is_refused_in_training_alone():
     assert preprocessor.of('image').to_onehot is True
     data = dict(inputs=dict(image=images((8, 8)), depth=depths((8, 8))))
     preprocessor(data, False)
-    with pytest.raises(ValueError, match='change the image alone'):
+    with pytest.raises(ValueError, match='change one input alone'):
         preprocessor(data, True)
     preprocessor.batch_augments = None
     preprocessor(data, True)
