@@ -220,7 +220,7 @@ def _in_colour(image: Any) -> Any:
     """Repeat an image of one channel, since many transforms take three."""
     if not _is_grey(image):
         return image
-    return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
+    return np.stack([image.reshape(image.shape[:2])] * 3, axis=-1)
 
 
 def _first_channel(image: Any) -> Any:

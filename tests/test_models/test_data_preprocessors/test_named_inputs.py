@@ -1,9 +1,11 @@
 import copy
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.model import BaseModel, ImgDataPreprocessor
+from mmpretrain.engine.hooks import SwitchRecipeHook
 from mmpretrain.models import ClsDataPreprocessor
 from mmpretrain.models.utils.batch_augments import RandomBatchAugment
 from mmpretrain.structures import DataSample
@@ -24,6 +26,11 @@ PADDED = dict(
 )
 DEPTH = dict(mean=[2000.0], std=[500.0], pad_value=-7)
 MIXUP = dict(augments=dict(type='mmpretrain.Mixup', alpha=1.0))
+
+
+class Model(BaseModel):
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return inputs
 
 
 def build(image=None, **others) -> NamedInputsPreprocessor:
@@ -153,8 +160,10 @@ def test_a_classifier_may_own_it(tiny):
 def test_mixing_that_a_hook_switches_on_is_refused_in_training_alone():
     preprocessor = build()
     assert preprocessor.batch_augments is None
-    preprocessor.batch_augments = RandomBatchAugment(**MIXUP)
-    preprocessor.to_onehot = True
+    runner = SimpleNamespace(model=Model(data_preprocessor=preprocessor))
+    SwitchRecipeHook._switch_batch_augments(
+        runner, RandomBatchAugment(**MIXUP)
+    )
     assert preprocessor.of('image').batch_augments is not None
     assert preprocessor.of('image').to_onehot is True
     data = dict(inputs=dict(image=images((8, 8)), depth=depths((8, 8))))
@@ -184,11 +193,6 @@ def test_what_is_read_and_set_is_the_images():
         preprocessor.nothing  # noqa: B018
     preprocessor.eval()
     assert not image.training and not preprocessor.of('depth').training
-
-
-class Model(BaseModel):
-    def forward(self, inputs, data_samples=None, mode='tensor'):
-        return inputs
 
 
 @pytest.mark.parametrize('owner', [Model, lambda data_preprocessor: None])
