@@ -4,6 +4,7 @@
 resolve under ``default_scope = 'mmcakd'``.
 """
 
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -12,6 +13,7 @@ from mmengine.registry import (
 )
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry as MMEngineRegistry
 
 from .arguments import check_on_construction
@@ -26,7 +28,7 @@ class Registry(MMEngineRegistry):
             check_on_construction(module)
 
 
-#: Algorithms, distillers, connectors and losses.
+#: Algorithms, distillers, connectors, losses and data preprocessors.
 MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,
@@ -39,6 +41,18 @@ TASK_UTILS = Registry(
     parent=MMENGINE_TASK_UTILS,
     scope='mmcakd',
     locations=['mmcakd.models'],
+)
+DATASETS = Registry(
+    'dataset',
+    parent=MMENGINE_DATASETS,
+    scope='mmcakd',
+    locations=['mmcakd.datasets'],
+)
+TRANSFORMS = Registry(
+    'transform',
+    parent=MMENGINE_TRANSFORMS,
+    scope='mmcakd',
+    locations=['mmcakd.datasets'],
 )
 HOOKS = Registry(
     'hook',

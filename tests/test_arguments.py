@@ -100,6 +100,7 @@ def test_every_number_has_a_range(cls):
         'from_stage',
         'to_stage',
         'padding',
+        'indices',
     }
     hints = hints_of(cls)
     bare = {

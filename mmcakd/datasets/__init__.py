@@ -14,9 +14,20 @@ from .resumable import (
     SeededDataset,
     make_resumable,
 )
+from .transforms import (
+    AnotherView,
+    LoadPairedImage,
+    PackNamedInputs,
+    SharedTransforms,
+)
+from .unlabelled import UnlabelledImages
 
 __all__ = [
     'CLASSES',
+    'SharedTransforms',
+    'PackNamedInputs',
+    'LoadPairedImage',
+    'AnotherView',
     'MIN_VISIBLE',
     'PIXEL_CLASSES',
     'RenderedObject',
@@ -24,6 +35,7 @@ __all__ = [
     'SampleIndex',
     'Scene',
     'SeededDataset',
+    'UnlabelledImages',
     'coco_annotations',
     'coco_file_name',
     'coco_instances',

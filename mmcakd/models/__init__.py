@@ -2,6 +2,7 @@ from .algorithms import *  # noqa: F403
 from .backbones import *  # noqa: F403
 from .classifiers import *  # noqa: F403
 from .connectors import *  # noqa: F403
+from .data_preprocessors import *  # noqa: F403
 from .discriminators import *  # noqa: F403
 from .distillers import *  # noqa: F403
 from .losses import *  # noqa: F403

@@ -271,6 +271,13 @@ def _find_scope(model: ConfigDict, cfg: Config) -> str:
     return scopes[0] if scopes else 'mmpretrain'
 
 
+def _is_for_named_inputs(preprocessor: dict | None) -> bool:
+    """Whether a config is that of a NamedInputsPreprocessor."""
+    kind = preprocessor.get('type') if preprocessor else None
+    name = getattr(kind, '__name__', str(kind))
+    return name.rpartition('.')[2] == 'NamedInputsPreprocessor'
+
+
 def student_config(cfg: Config) -> Config:
     """Make the config that evaluates the student of a run as a plain model.
 
@@ -299,6 +306,9 @@ def student_config(cfg: Config) -> Config:
     place = len(preprocessors) if is_replaced else 0
     preprocessors.insert(place, model.pop('data_preprocessor', None))
     preprocessor = next(filter(None, preprocessors), None)
+    for named in filter(_is_for_named_inputs, preprocessors):
+        # It replaces the student's, which gets the image alone.
+        preprocessor = named['image']
 
     plain = deepcopy({k: cfg[k] for k in _EVALUATION_KEYS if k in cfg})
     plain['default_scope'] = scope

@@ -14,6 +14,7 @@ from mmpretrain.registry import DATASETS
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mmcakd.datasets import UnlabelledImages
 from mmcakd.engine import TrainingSetHook
 from mmcakd.engine.hooks.training_set_hook import (
     check_labels,
@@ -24,6 +25,7 @@ from mmcakd.engine.hooks.training_set_hook import (
     read_training_labels,
     smallest_batch,
 )
+from mmcakd.models.data_preprocessors import NamedInputsPreprocessor
 
 #: Of the 20 images in the folder of these tests.
 LABELS = [label for label in range(5) for _ in range(4)]
@@ -558,6 +560,13 @@ def test_smallest_batch_is_that_of_the_process(monkeypatch, sampler, expected):
     assert smallest_batch(loader) == expected
 
 
+def test_labels_that_are_not_there_are_asked_for(image_folder):
+    dataset = UnlabelledImages(data_root=str(image_folder))
+    assert find_labels(dataset) is None
+    with pytest.raises(ValueError, match='UnlabelledImages has no labels, wh'):
+        read_training_labels(dataset)
+
+
 # ------------------------------------------------------------------- mixing
 
 
@@ -588,6 +597,49 @@ def test_mixing_that_a_hook_will_switch_on_is_refused_before_training(
     else:
         check_switches(hooks, model)
     check_switches(hooks, model.student)
+
+
+def test_mixing_images_that_have_other_inputs_is_refused_before_training():
+    model = nn.Module()
+    cfg = dict(mean=[0.0], std=[1.0])
+    model.data_preprocessor = NamedInputsPreprocessor(image=cfg, depth=cfg)
+    mixup = dict(augments=dict(type='Mixup', alpha=0.5))
+    hook = SwitchRecipeHook([dict(action_epoch=2, batch_augments=mixup)])
+    with pytest.raises(ValueError, match='change one input alone'):
+        check_switches([hook], model)
+    check_switches([SwitchRecipeHook([dict(action_epoch=2)])], model)
+
+
+def test_a_run_looks_for_the_pairs_of_its_images(checked_run, image_folder):
+    load = dict(
+        type='mmcakd.LoadPairedImage',
+        name='depth',
+        root=str(image_folder / 'train'),
+        image_root=str(image_folder / 'train'),
+    )
+
+    def make(where: str, **kwargs):
+        cfg = checked_run()
+        pipeline = cfg.train_dataloader.dataset.pipeline
+        flip = dict(type='RandomFlip', prob=0.5)
+        shared = dict(
+            type='mmcakd.SharedTransforms',
+            transforms=pipeline[1:-1],
+            names=['depth'],
+        )
+        with_pairs = [pipeline[0], load | kwargs, shared, pipeline[-1]]
+        if where == 'data':
+            cfg.train_dataloader.dataset.pipeline = with_pairs
+        else:
+            later = dict(action_epoch=2, train_pipeline=[*with_pairs, flip])
+            switch = dict(type='SwitchRecipeHook', schedule=[later])
+            cfg.custom_hooks.append(switch)
+        return Runner.from_cfg(cfg)
+
+    with pytest.raises(FileNotFoundError, match='for 20 of 20 images'):
+        make('data', suffix='.tiff').train()
+    with pytest.raises(ValueError, match='RandomFlip of the pipeline moves'):
+        make('hook').train()
 
 
 def test_a_run_looks_at_its_schedule(checked_run):

@@ -172,6 +172,34 @@ def test_plain_config_passes_without_its_training(cfg, tiny):
     assert student_config(cfg).model == cfg.model
 
 
+@pytest.mark.parametrize('place', ['algorithm', 'config'])
+@pytest.mark.parametrize('own', [False, True])
+def test_student_beside_named_inputs_gets_the_images_preprocessor(
+    cfg, tiny, saved, tmp_path, place, own
+):
+    image = dict(
+        type='mmpretrain.ClsDataPreprocessor',
+        mean=[10.0, 20.0, 30.0],
+        std=[2.0, 3.0, 4.0],
+        num_classes=tiny.classes,
+    )
+    named = dict(
+        type='mmcakd.NamedInputsPreprocessor',
+        image=image,
+        depth=dict(mean=[5.0], std=[2.0]),
+    )
+    if own:
+        cfg.model.architecture.data_preprocessor = dict(mean=[0], std=[1])
+    cfg.pop('data_preprocessor')
+    (cfg.model if place == 'algorithm' else cfg).data_preprocessor = named
+    out = export_student(saved, tmp_path / 'plain.pth', cfg)
+    config = out.with_suffix('.py')
+    assert 'mmcakd' not in config.read_text()
+    model = get_model(str(config), pretrained=str(out))
+    assert type(model.data_preprocessor).__name__ == 'ClsDataPreprocessor'
+    assert model.data_preprocessor.mean.flatten().tolist() == image['mean']
+
+
 def test_student_that_is_named_is_spelled_out(cfg):
     name = 'mmpretrain::resnet/resnet18_8xb16_cifar10.py'
     for architecture in (name, dict(cfg_path=name, pretrained=False)):

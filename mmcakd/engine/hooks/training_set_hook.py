@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmcakd.arguments import NonNegativeInt, PositiveInt, check_value
+from mmcakd.datasets.pairs import check_pairs
 from mmcakd.models.algorithms import CrossArchDistill
 from mmcakd.models.headless import has_head
 from mmcakd.registry import HOOKS
@@ -65,7 +66,9 @@ class TrainingSetHook(Hook):
       :class:`mmcakd.models.algorithms.CrossArchDistill`, get the training
       set, whose pipeline may normalise images;
     - a ``SwitchRecipeHook`` that will mix images is refused where their
-      classes or places are read.
+      classes or places are read, and where a sample has other inputs;
+    - files that :class:`mmcakd.datasets.LoadPairedImage` will not find are
+      named, and a pipeline that moves what is in an image alone is refused.
 
     Raises:
         ValueError: See above; or a part asks for labels, and the training set
@@ -96,6 +99,16 @@ class TrainingSetHook(Hook):
         check_labels(model, loader.dataset)
         check_switches(runner.hooks, model)
         check_evaluators(runner, model)
+        check_pairs(
+            loader.dataset,
+            *(
+                recipe['train_pipeline']
+                for hook in runner.hooks
+                if isinstance(hook, SwitchRecipeHook)
+                for recipe in hook.schedule.values()
+                if 'train_pipeline' in recipe
+            ),
+        )
         parts = [
             part
             for part in model.modules()
@@ -113,18 +126,19 @@ def check_switches(hooks: list[Hook], model: nn.Module) -> None:
     Args:
         hooks (list[Hook]): Those of the run; MMPretrain's
             ``SwitchRecipeHook`` tells what it will switch on.
-        model (nn.Module): Any; only a
-            :class:`mmcakd.models.algorithms.CrossArchDistill` is checked.
+        model (nn.Module): Any; it and its preprocessor are asked by their
+            method ``check_mixing``, if they have one.
 
     Raises:
         ValueError: One will.
     """
-    if not isinstance(model, CrossArchDistill):
-        return
+    asked = [model, getattr(model, 'data_preprocessor', None)]
+    checks = [m.check_mixing for m in asked if hasattr(m, 'check_mixing')]
     for hook in hooks:
         if isinstance(hook, SwitchRecipeHook):
             for recipe in hook.schedule.values():
-                model.check_mixing(recipe.get('batch_augments'))
+                for check in checks:
+                    check(recipe.get('batch_augments'))
 
 
 def check_stopping(hooks: list[Hook], model: nn.Module) -> None:
@@ -393,7 +407,14 @@ def read_training_labels(dataset: Any) -> torch.Tensor:
             f'the training set {name} has no method get_gt_labels; give it '
             'one that returns the class indices of all samples'
         )
-    labels = np.asarray(dataset.get_gt_labels())
+    try:
+        labels = np.asarray(dataset.get_gt_labels())
+    except KeyError as error:
+        raise ValueError(
+            f'the training set {name} has no labels, which a part of the '
+            'model needs before training, such as a CRDLoss; take a data set '
+            'with labels, or another loss'
+        ) from error
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f'the training set {name} has no single class index for each '

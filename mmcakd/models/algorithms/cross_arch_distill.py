@@ -316,11 +316,10 @@ class CrossArchDistill(SingleTeacherDistill):
             with naming_teacher(name):
                 if isinstance(teacher, StoredTeacher):
                     teacher.check_dataset(dataset)
-                elif teacher.inputs == DEFAULT_INPUT and (
-                    teacher.own is not None or teacher.riddle
-                ):
+                elif teacher.own is not None or teacher.riddle:
                     teacher.adapt_to(
-                        self._preprocessor_of(teacher), *read_dataset(dataset)
+                        self._preprocessor_of(teacher),
+                        *read_dataset(dataset, teacher.inputs),
                     )
 
     # --------------------------------------------------------------- labels

@@ -1,6 +1,6 @@
 """How images are normalised: by a preprocessor, a pipeline, for a network."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -208,7 +208,9 @@ def measure_processor(processor: Any) -> Normalisation:
     return Normalisation((-black * std).float(), std.float(), flips=True)
 
 
-def read_pipeline(transforms: Sequence[Any]) -> Normalisation:
+def read_pipeline(
+    transforms: Sequence[Any], name: str = 'image'
+) -> Normalisation:
     """Read what the transforms of a data set do to the values of images.
 
     Known are MMCV's ``Normalize``, MMPretrain's ``NumpyToPIL`` and
@@ -217,6 +219,10 @@ def read_pipeline(transforms: Sequence[Any]) -> Normalisation:
 
     Args:
         transforms (Sequence): Transforms of a pipeline, built.
+        name (str): The input that is meant. Transforms change the image; what
+            ``mmcakd.AnotherView`` copies and ``mmcakd.LoadPairedImage`` loads
+            is changed by no other than those in ``AnotherView`` and
+            ``mmcakd.SharedTransforms``. Defaults to 'image'.
 
     Returns:
         Normalisation: All of them joined.
@@ -226,28 +232,59 @@ def read_pipeline(transforms: Sequence[Any]) -> Normalisation:
 
     Examples:
         >>> from mmcv.transforms import Normalize
+        >>> from mmcakd.datasets import AnotherView
         >>> from mmcakd.models.teachers.normalisation import read_pipeline
-        >>> found = read_pipeline([Normalize([1, 2, 3], [4, 5, 6])])
+        >>> normalise = Normalize([1, 2, 3], [4, 5, 6])
+        >>> pipeline = [AnotherView('view1', []), normalise]
+        >>> found = read_pipeline(pipeline)
         >>> found.mean.flatten(), found.flips
         (tensor([1., 2., 3.]), True)
+        >>> read_pipeline(pipeline, 'view1').mean.flatten()
+        tensor([0.])
     """
-    whole = RAW
-    for transform in transforms:
-        # MMPretrain wraps those of torchvision.
-        transform = getattr(transform, 't', transform)
-        if hasattr(transform, 'transforms'):
+    # Nothing is done at first to what is loaded beside the image.
+    wholes = {'image': RAW, name: RAW}
+    for transform in _one_by_one(transforms):
+        kind = type(transform).__name__
+        if kind == 'AnotherView':
+            step = read_pipeline(transform.transforms)
+            wholes[transform.name] = wholes['image'].then(step)
+            continue
+        changed = {'image'}
+        if kind == 'SharedTransforms':
+            changed.update(transform.names)
+            step = read_pipeline(transform.transforms)
+        elif hasattr(transform, 'transforms'):
             step = _read_nested(transform)
         else:
             step = _read_transform(transform)
-        whole = whole if step is None else whole.then(step)
-    return whole
+        if step is not None and step is not RAW:
+            for one in changed & wholes.keys():
+                wholes[one] = wholes[one].then(step)
+    return wholes[name]
 
 
-def read_dataset(dataset: Any) -> tuple[Normalisation, bool]:
+def _one_by_one(transforms: Sequence[Any]) -> Iterator[Any]:
+    for transform in transforms:
+        # MMPretrain wraps those of torchvision.
+        transform = getattr(transform, 't', transform)
+        if type(transform).__name__ == 'Compose':
+            yield from _one_by_one(transform.transforms)
+        else:
+            yield transform
+
+
+def read_dataset(
+    dataset: Any, name: str = 'image', outer: Sequence[Any] = ()
+) -> tuple[Normalisation, bool]:
     """Read how a data set normalises its images, and in what order they are.
 
     Args:
         dataset (Dataset): A data set of OpenMMLab, perhaps in wrappers.
+        name (str): The input that is meant, see :func:`read_pipeline`.
+            Defaults to 'image'.
+        outer (Sequence): What a wrapper does to its samples afterwards.
+            Defaults to nothing.
 
     Returns:
         tuple[Normalisation, bool]: What its pipeline does, and whether it
@@ -256,23 +293,21 @@ def read_dataset(dataset: Any) -> tuple[Normalisation, bool]:
     Raises:
         ValueError: Its images are not all treated alike.
     """
+    # Its own: a wrapper may hand on what the inner one has.
+    steps = [*list_steps(vars(dataset).get('pipeline')), *outer]
     inner = getattr(dataset, 'datasets', None)
     if inner is None and hasattr(dataset, 'dataset'):
         inner = [dataset.dataset]
-    if inner:
-        found, *others = map(read_dataset, inner)
-        if any(not _agree(found, other) for other in others):
-            raise ValueError(
-                'the data sets of the training set are not normalised alike: '
-                'normalise in data_preprocessor, and not in their pipelines'
-            )
-        first, loads_rgb = found
-    else:
+    if not inner:
         kinds = {cls.__name__ for cls in type(dataset).__mro__}
-        first, loads_rgb = RAW, 'CIFAR10' in kinds
-    # Its own: a wrapper may hand on what the inner one has.
-    pipeline = read_pipeline(_as_list(vars(dataset).get('pipeline')))
-    return pipeline if first is RAW else first.then(pipeline), loads_rgb
+        return read_pipeline(steps, name), 'CIFAR10' in kinds
+    found, *others = (read_dataset(part, name, steps) for part in inner)
+    if any(not _agree(found, other) for other in others):
+        raise ValueError(
+            'the data sets of the training set are not normalised alike: '
+            'normalise in data_preprocessor, and not in their pipelines'
+        )
+    return found
 
 
 def _agree(
@@ -283,7 +318,7 @@ def _agree(
     return is_same and one[1] == other[1]
 
 
-def _as_list(transforms: Any) -> list:
+def list_steps(transforms: Any) -> list:
     """List the steps of a pipeline, a list or a single transform."""
     if transforms is None:
         return []
@@ -296,9 +331,7 @@ def _as_list(transforms: Any) -> list:
 
 def _read_nested(transform: Any) -> Normalisation | None:
     """Read a transform made of others, all of which it may not run."""
-    if type(transform).__name__ == 'Compose':
-        return read_pipeline(transform.transforms)
-    branches = map(_as_list, _as_list(transform.transforms))
+    branches = map(list_steps, list_steps(transform.transforms))
     if any(read_pipeline(branch) is not RAW for branch in branches):
         raise ValueError(
             f'the pipeline normalises images in a {type(transform).__name__},'

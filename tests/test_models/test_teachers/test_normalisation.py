@@ -15,6 +15,7 @@ from mmpretrain.structures import DataSample
 
 from mmcakd.models.teachers import Teacher, build_teacher
 from mmcakd.models.teachers.normalisation import (
+    RAW,
     find_own_normalisation,
     measure_processor,
     read_dataset,
@@ -188,6 +189,61 @@ def test_normalising_some_images_only_is_refused(kind):
     flip = dict(type='RandomFlip', prob=0.5)
     inner = [flip] if kind == 'RandomApply' else [[flip], []]
     assert not read_pipeline(steps(dict(type=kind, transforms=inner))).flips
+
+
+VIEW = 'mmcakd.AnotherView'
+
+
+@pytest.mark.parametrize(
+    ('before', 'inside'),
+    [
+        *itertools.product(['nothing', 'rgb'], PIPELINES),
+        ('mmcv', 'nothing'),
+        ('mmcv', 'mmcv_bgr'),
+    ],
+)
+@pytest.mark.parametrize('behind', ['nothing', 'mmcv_bgr'])
+def test_another_view_is_normalised_by_what_it_went_through(
+    raw, before, inside, behind
+):
+    view = dict(type=VIEW, name='view1', transforms=PIPELINES[inside])
+    transforms = steps(
+        *PIPELINES[before],
+        view,
+        *PIPELINES[behind],
+        dict(type='mmcakd.PackNamedInputs', names=['view1']),
+    )
+    packed = Compose(transforms)(dict(img=raw.copy()))['inputs']
+    image = torch.from_numpy(raw).permute(2, 0, 1)[None].float()
+    for name, value in packed.items():
+        found = read_pipeline(transforms, name)
+        assert torch.allclose(found(image)[0], value.float(), atol=1e-4)
+
+
+def test_what_is_loaded_beside_the_image_is_as_it_was():
+    turn = [
+        dict(type='NumpyToPIL', to_rgb=True),
+        dict(type='PILToNumpy', to_bgr=False),
+    ]
+    shared = dict(
+        type='mmcakd.SharedTransforms', transforms=turn, names=['other']
+    )
+    transforms = steps(dict(type='Normalize', **WARM, to_rgb=False), shared)
+    assert read_pipeline(transforms, 'depth') is RAW
+    other = read_pipeline(transforms, 'other')
+    assert other.flips and other.mean.item() == 0
+    image = read_pipeline(transforms)
+    assert image.flips
+    assert image.mean.flatten().tolist() == WARM['mean'][::-1]
+
+
+def test_steps_of_wrappers_follow_those_of_the_data_set():
+    dataset = images('mmcv')
+    wrapper = Stand(dataset)
+    wrapper.pipeline = steps(dict(type=VIEW, name='view1', transforms=[]))
+    found, _ = read_dataset(wrapper, 'view1')
+    assert found.mean.flatten().tolist() == WARM['mean'] and found.flips
+    assert read_dataset(dataset, 'view1')[0] is RAW
 
 
 # ---------------------------------------------------- what a network wants

@@ -1,0 +1,82 @@
+"""What can be known of paired inputs before anything is trained."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from mmcakd.models.teachers.normalisation import list_steps
+
+from .transforms import AnotherView, LoadPairedImage, SharedTransforms
+from .transforms.pipelines import (
+    is_geometric,
+    joins_images,
+    name_of,
+    walk,
+)
+
+
+def check_pairs(dataset: Any, *pipelines: Any) -> None:
+    """Check that what is loaded beside the images is there, and stays paired.
+
+    Args:
+        dataset (Dataset): Of OpenMMLab, perhaps in wrappers.
+        *pipelines (Compose | Sequence): What hooks will put in the place of
+            its pipeline.
+
+    Raises:
+        FileNotFoundError: A file is missing, see
+            :meth:`LoadPairedImage.check_dataset`.
+        ValueError: A transform moves what is in an image, or joins images,
+            outside of :class:`SharedTransforms`.
+    """
+    for inner, steps in list_pipelines(dataset):
+        for pipeline in (steps, *map(list_steps, pipelines)):
+            _check_pipeline(inner, pipeline)
+
+
+def list_pipelines(
+    dataset: Any, outer: tuple = ()
+) -> Iterator[tuple[Any, list]]:
+    """List the innermost data sets, and what is done to their samples.
+
+    Args:
+        dataset (Dataset): Of OpenMMLab, perhaps in wrappers, which may have a
+            pipeline, too.
+        outer (tuple): Steps that follow those of the data set.
+
+    Yields:
+        tuple[Dataset, list]: A data set and the steps of its pipeline.
+    """
+    # Its own: a wrapper may hand on what the inner one has.
+    own = getattr(dataset, '__dict__', {})
+    steps = (*list_steps(own.get('pipeline')), *outer)
+    inner = own.get('datasets', [own['dataset']] if 'dataset' in own else [])
+    if not inner:
+        yield dataset, list(steps)
+    for part in inner:
+        yield from list_pipelines(part, steps)
+
+
+def _check_pipeline(dataset: Any, steps: list) -> None:
+    loaders = [t for t in walk(steps) if isinstance(t, LoadPairedImage)]
+    if not loaders:
+        return
+    apart = {
+        id(inside)
+        for step in walk(steps)
+        # MMCV's KeyMapper may transform the other input alone.
+        if isinstance(step, (SharedTransforms, AnotherView))
+        or hasattr(step, 'mapping')
+        for inside in walk([step])
+    }
+    for transform in walk(steps):
+        moves = is_geometric(transform) or joins_images(transform)
+        if moves and id(transform) not in apart:
+            names = ' and '.join(loader.name for loader in loaders)
+            raise ValueError(
+                f'{name_of(transform)} of the pipeline moves what is in the '
+                f'image alone, to which {names} would no longer belong: put '
+                'it into mmcakd.SharedTransforms, or leave it out if that '
+                'refuses it'
+            )
+    for loader in loaders:
+        loader.check_dataset(dataset)

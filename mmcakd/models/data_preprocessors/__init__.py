@@ -1,0 +1,3 @@
+from .named_inputs import NamedInputsPreprocessor
+
+__all__ = ['NamedInputsPreprocessor']
