@@ -28,6 +28,7 @@ from unittest.mock import patch
 if __name__ == '__main__':
     # A process that is started for another checkout reads that one's package.
     _root = Path(os.environ.get('FIRST_STEPS_ROOT', Path(__file__).parents[2]))
+    _root = _root.resolve()
     sys.path.insert(0, str(_root))
 
 import mmcakd  # noqa: F401  isort: skip  (makes torchvision importable)
@@ -159,7 +160,7 @@ def read_config(root: Path, name: str) -> Config:
         if isinstance(model.teacher, str):
             model.teacher = read_teacher(model.teacher)
         # The weights are filled in here.
-        model.pop('teacher_ckpt')
+        model.pop('teacher_ckpt', None)
     # Networks for the rendered images are narrow as they are.
     if cfg.model.get('input_size', PIXELS) != PIXELS or 'cifar' in name:
         parts = [model.architecture, model.teacher] if distills else [model]
@@ -501,6 +502,8 @@ def main(
     argv: list[str] | None = None, say: Callable[[str], None] = print
 ) -> int:
     options = parse_args(argv)
+    package = Path(mmcakd.__file__).parents[1]
+    assert package == _root, f'mmcakd is that of {package}, not of {_root}'
     if options.compare:
         sources = options.compare
         if len(sources) == 1:
