@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
 
@@ -39,6 +40,7 @@ from mmengine.config import utils as config_utils
 from mmengine.hub import get_config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import InstanceData, PixelData
 from mmpretrain.structures import DataSample
 from torch import nn
 
@@ -58,6 +60,8 @@ BASELINE_PAIRS = ('vit-b_resnet18_in1k', 'resnet50_deit-t_in1k')
 UNMIXED = ('crd',)
 
 PIXELS = 64
+#: The highest level of an FPN has more than one place.
+FPN_PIXELS = 256
 #: A multiple of the heads of all projectors onto a plain ViT.
 WIDTH = 24
 VIT = dict(
@@ -120,6 +124,48 @@ NARROW_TIMM = {
     ),
 }
 
+#: What makes detectors and segmentors narrow, by their config.
+RETINA = {
+    'neck.out_channels': 16,
+    'bbox_head.in_channels': 16,
+    'bbox_head.feat_channels': 16,
+    'bbox_head.stacked_convs': 1,
+}
+FCN = {'decode_head.channels': 8, 'auxiliary_head.channels': 8}
+SWIN = {
+    'backbone.embed_dims': 8,
+    'backbone.depths': [2, 2, 2, 2],
+    'backbone.num_heads': [1, 2, 4, 8],
+    'backbone.init_cfg': None,
+}
+RESNET = {
+    'backbone.depth': 18,
+    'backbone.stem_channels': 8,
+    'backbone.base_channels': 8,
+    'backbone.init_cfg': None,
+}
+DOWNSTREAM = {
+    'downstream/distill/retinanet_swin-t_resnet50_fpn_1x_coco.py': dict(
+        architecture=RESNET | RETINA | {'neck.in_channels': [8, 16, 32, 64]},
+        teacher=SWIN | RETINA | {'neck.in_channels': [16, 32, 64]},
+    ),
+    'downstream/distill/fcn_swin-t_resnet50_ade20k_80k.py': dict(
+        architecture=RESNET
+        | FCN
+        | {
+            'pretrained': None,
+            'decode_head.in_channels': 64,
+            'auxiliary_head.in_channels': 32,
+        },
+        teacher=SWIN
+        | FCN
+        | {
+            'decode_head.in_channels': [8, 16, 32, 64],
+            'auxiliary_head.in_channels': 32,
+        },
+    ),
+}
+
 #: MMEngine reads the index of a whole model zoo for each ``mmpretrain::``.
 read_index = cache(config_utils.load)
 
@@ -144,8 +190,21 @@ def list_configs(root: Path) -> list[str]:
     ]
 
 
+def downstream() -> list[str]:
+    """Name the configs of detectors and segmentors, where those run."""
+    if find_spec('mmcv._ext') and find_spec('mmdet') and find_spec('mmseg'):
+        return list(DOWNSTREAM)
+    print(
+        'without detectors and segmentors: MMDetection, MMSegmentation or the '
+        'compiled operators of mmcv are not installed'
+    )
+    return []
+
+
 def read_config(root: Path, name: str) -> Config:
     """Read a config with narrow networks, and with no weights to load."""
+    if name in DOWNSTREAM:
+        return read_downstream(root, name)
     path, _, pair = name.partition(' ')
     cfg = Config.fromfile(root / 'configs' / path)
     if pair:
@@ -173,6 +232,20 @@ def read_config(root: Path, name: str) -> Config:
     if 'discriminator_interval' in model:
         # The first step is one of theirs.
         model.discriminator_interval = 1
+    return cfg
+
+
+def read_downstream(root: Path, name: str) -> Config:
+    """Read a detector or a segmentor that learns from another."""
+    cfg = Config.fromfile(root / 'configs' / name)
+    cfg.model.pop('teacher_ckpt')
+    cfg.model.teacher = get_config(cfg.model.teacher).model
+    for part, widths in DOWNSTREAM[name].items():
+        options = {f'model.{part}.{key}': v for key, v in widths.items()}
+        cfg.merge_from_dict(options)
+    for part in (cfg.model.architecture, cfg.model.teacher):
+        if 'size' in part.data_preprocessor:
+            part.data_preprocessor.size = (FPN_PIXELS, FPN_PIXELS)
     return cfg
 
 
@@ -308,10 +381,12 @@ def build(cfg: Config) -> nn.Module:
     """Build a model, with the weights that a run would draw."""
     seed()
     model_cfg = dict(cfg.model)
-    model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
+    if cfg.default_scope == 'mmpretrain':
+        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
     if 'teacher' in model_cfg:
         teacher = dict(model_cfg['teacher'])
-        teacher.setdefault('data_preprocessor', cfg.data_preprocessor)
+        if cfg.default_scope == 'mmpretrain':
+            teacher.setdefault('data_preprocessor', cfg.data_preprocessor)
         # Its weights come before the distillation's are drawn.
         model_cfg['teacher'] = MODELS.build(teacher)
         fill(model_cfg['teacher'])
@@ -329,6 +404,33 @@ def make_batch(size: int, pixels: int) -> dict:
         for i in range(size)
     ]
     return dict(inputs=list(torch.from_numpy(images)), data_samples=samples)
+
+
+def make_downstream_batch(scope: str) -> dict:
+    """Two images of noise, with a box or a map of classes each."""
+    data = make_batch(2, FPN_PIXELS)
+    shape = (FPN_PIXELS, FPN_PIXELS)
+    meta = dict(img_shape=shape, ori_shape=shape, batch_input_shape=shape)
+    data['data_samples'] = []
+    for index in range(2):
+        if scope == 'mmdet':
+            from mmdet.structures import DetDataSample
+
+            sample = DetDataSample(metainfo=meta)
+            sample.gt_instances = InstanceData(
+                bboxes=torch.tensor([[4.0, 8.0, 40.0, 60.0]]) + index,
+                labels=torch.tensor([index]),
+            )
+        else:
+            from mmseg.structures import SegDataSample
+
+            sample = SegDataSample(metainfo=meta)
+            classes = (
+                torch.arange(FPN_PIXELS * FPN_PIXELS).view(1, *shape) % 150
+            )
+            sample.gt_sem_seg = PixelData(data=classes)
+        data['data_samples'].append(sample)
+    return data
 
 
 def run_step(cfg: Config) -> dict:
@@ -360,8 +462,13 @@ def run_step(cfg: Config) -> dict:
             )
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     pixels = cfg.model.get('input_size', PIXELS)
+    batch = (
+        make_batch(4, pixels)
+        if cfg.default_scope == 'mmpretrain'
+        else make_downstream_batch(cfg.default_scope)
+    )
     seed()
-    log = model.train_step(make_batch(4, pixels), optim_wrapper)
+    log = model.train_step(batch, optim_wrapper)
     squares = dict(student=0.0, distiller=0.0)
     for name, gradient in gradients.items():
         part = 'distiller' if name.startswith('distiller.') else 'student'
@@ -381,7 +488,9 @@ def run_step(cfg: Config) -> dict:
 def run_config(root: Path, name: str, dtype: torch.dtype) -> dict:
     """Take the first step of the config of this name."""
     with deterministic(dtype, root):
-        return run_step(read_config(root, name))
+        cfg = read_config(root, name)
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            return run_step(cfg)
 
 
 def run_all(root: Path, names: list[str], dtype: torch.dtype) -> dict:
@@ -520,7 +629,7 @@ def main(
         return bool(lines or errors)
     names = [
         name
-        for name in list_configs(_root)
+        for name in list_configs(_root) + (not options.short) * downstream()
         if not options.only or any(part in name for part in options.only)
     ]
     steps = run_all(_root, names, getattr(torch, options.dtype))
