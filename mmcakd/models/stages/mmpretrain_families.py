@@ -151,7 +151,9 @@ def _isotropic_convs(name: str):
 
 def _hrnet(net: nn.Module) -> list[Tap]:
     # The branch that each stage adds, which has the lowest resolution.
-    added = [Tap(f'stage{i}', output=i - 1) for i in (2, 3, 4)]
+    added = [
+        Tap(f'stage{i}', output=i - 1, has_branches=True) for i in (2, 3, 4)
+    ]
     return [Tap('layer1'), *added]
 
 
@@ -160,12 +162,13 @@ def _conformer(net: nn.Module) -> list[Tap]:
     # of the other branch stay on one grid.
     third = net.depths // 3
     ends = [third, 2 * third, 3 * third - 1, 3 * third]
-    return [Tap(f'conv_trans_{end}') for end in ends]
+    return [Tap(f'conv_trans_{end}', has_branches=True) for end in ends]
 
 
 def _van(net: nn.Module) -> list[Tap]:
     taps = [
-        Tap(paths(net, f'blocks{i}')[-1]) for i in range(1, net.num_stages + 1)
+        Tap(paths(net, f'blocks{i}')[-1], entry=Tap(f'patch_embed{i}'))
+        for i in range(1, net.num_stages + 1)
     ]
     last = net.num_stages
     taps[-1] = behind_norm(
@@ -177,12 +180,25 @@ def _van(net: nn.Module) -> list[Tap]:
     return taps
 
 
+def _tokens_of(embedding: str | None) -> Tap | None:
+    """What a patch embedding or merging returns: tokens and their grid."""
+    return embedding and Tap(embedding, 'NLC', grid_source=embedding)
+
+
 def _swin(net: nn.Module) -> list[Tap]:
-    # The last block of a stage stands before the next patch merging.
-    ends = [
-        paths(net, f'{stage}.blocks')[-1] for stage in paths(net, 'stages')
+    # The last block of a stage stands before the next patch merging, with
+    # which a stage of version 2 begins and another one ends.
+    stages = paths(net, 'stages')
+    ends = [paths(net, f'{stage}.blocks')[-1] for stage in stages]
+    merges = [
+        f'{stage}.downsample'
+        for stage, module in zip(stages, net.stages, strict=True)
+        if module.downsample is not None
     ]
-    taps = [Tap(end, 'NLC', grid_source=end) for end in ends]
+    taps = [
+        Tap(end, 'NLC', grid_source=end, entry=_tokens_of(merge))
+        for end, merge in zip(ends, [None, *merges], strict=True)
+    ]
     norm = f'norm{len(ends) - 1}'
     if hasattr(net, norm):
         taps[-1] = behind_norm(taps[-1], norm)
@@ -196,7 +212,10 @@ def _twins(net: nn.Module) -> list[Tap]:
         # The position encoding follows the first block.
         single = len(blocks) == 1
         ends.append(f'position_encodings.{index}' if single else blocks[-1])
-    taps = [Tap(end, 'NLC', grid_source=end) for end in ends]
+    taps = [
+        Tap(end, 'NLC', grid_source=end, entry=_tokens_of(embed))
+        for end, embed in zip(ends, paths(net, 'patch_embeds'), strict=True)
+    ]
     norm = f'norm_after_stage{len(ends) - 1}'
     if not isinstance(net.get_submodule(norm), nn.Identity):
         taps[-1] = behind_norm(taps[-1], norm)
@@ -313,7 +332,15 @@ def _tnt(net: nn.Module, blocks: Blocks) -> list[Tap]:
     # A layer returns pixel tokens, then patch tokens, to which the next layer
     # adds in place.
     taps = [
-        Tap(f'layers.{i}', 'NLC', 1, grid=grid, output=1, copy=True)
+        Tap(
+            f'layers.{i}',
+            'NLC',
+            1,
+            grid=grid,
+            output=1,
+            copy=True,
+            has_branches=True,
+        )
         for i in check_blocks(blocks, len(net.layers))
     ]
     taps[-1] = behind_norm(taps[-1], 'norm')

@@ -1,5 +1,7 @@
 """The stages of timm's models."""
 
+from dataclasses import replace
+
 from torch import nn
 
 from .taps import (
@@ -50,7 +52,9 @@ def _feature_list(net: nn.Module) -> list[Tap]:
 
 def _hrnet(net: nn.Module) -> list[Tap]:
     # The branch that each stage adds, which has the lowest resolution.
-    added = [Tap(f'stage{i}', output=i - 1) for i in (2, 3, 4)]
+    added = [
+        Tap(f'stage{i}', output=i - 1, has_branches=True) for i in (2, 3, 4)
+    ]
     return [Tap('layer1'), *added]
 
 
@@ -131,9 +135,22 @@ def _mixer(net: nn.Module, blocks: Blocks) -> list[Tap]:
     )
 
 
+def _efficientvim(net: nn.Module) -> list[Tap]:
+    # What a stage returns is merged already, but for the recorded feature.
+    return [
+        Tap(paths(net, f'{stage}.blocks')[-1])
+        for stage in paths(net, 'stages')
+    ]
+
+
 def _named(net: nn.Module) -> list[Tap]:
     # The first of what the modules return; norms lie behind the pooling.
     return [Tap(info['module']) for info in net.feature_info]
+
+
+def _pit(net: nn.Module) -> list[Tap]:
+    # Class tokens are the second output.
+    return [replace(tap, has_branches=True) for tap in _named(net)]
 
 
 def _visformer(net: nn.Module) -> list[Tap]:
@@ -239,9 +256,9 @@ DESCRIBED = dict(
     TResNet='TResNet',
     TinyVit='TinyViT',
     VovNet='VoVNet',
-    Xception='Xception',
-    XceptionAligned='Xception-41 to -71',
 )
+#: The same of networks whose maps lie inside blocks.
+INSIDE_BLOCKS = dict(Xception='Xception', XceptionAligned='Xception-41 to -71')
 #: The same with channels last.
 DESCRIBED_NHWC = dict(
     HieraDet='Hiera of SAM 2',
@@ -257,6 +274,14 @@ TIMM: dict[str, Family | str] = {
         **{
             name: Family(_described(), examples)
             for name, examples in DESCRIBED.items()
+        },
+        **{
+            name: Family(
+                _described(),
+                examples,
+                no_tail='they end inside blocks, whose shortcuts pass them by',
+            )
+            for name, examples in INSIDE_BLOCKS.items()
         },
         'FeatureListNet': Family(
             _feature_list, 'the above with `features_only=True`'
@@ -288,8 +313,8 @@ TIMM: dict[str, Family | str] = {
         'ConVit': Family(_convit, 'ConViT', isotropic=True),
         'Xcit': Family(_xcit, 'XCiT', isotropic=True),
         'MlpMixer': Family(_mixer, 'MLP-Mixer, ResMLP, gMLP', isotropic=True),
-        'EfficientViM': Family(_named, 'EfficientViM'),
-        'PoolingVisionTransformer': Family(_named, 'PiT'),
+        'EfficientViM': Family(_efficientvim, 'EfficientViM'),
+        'PoolingVisionTransformer': Family(_pit, 'PiT'),
         'Visformer': Family(_visformer, 'Visformer'),
         'Nest': Family(_nest, 'NesT'),
         'Levit': Family(_levit, 'LeViT'),

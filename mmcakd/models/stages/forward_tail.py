@@ -1,0 +1,239 @@
+"""A network's own forward, run once more from the end of a stage."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from .tail import Tail, repeat
+
+
+class Blank(NamedTuple):
+    """What is remembered of a feature that nothing reads."""
+
+    shape: Sequence[int]
+    dtype: torch.dtype
+
+
+class Call(NamedTuple):
+    """What is remembered of a module's call: its batch and its outputs."""
+
+    batch: int
+    outputs: Any
+
+
+#: Stands for the stage itself among a module's outputs.
+STAGE = object()
+
+
+class EndReached(Exception):
+    """The stage at the end of a tail is there."""
+
+
+class ForwardTail(Tail):
+    """What lies behind a stage of a network whose stages are no chain.
+
+    The network's own ``forward`` runs once more, with its positions, class
+    tokens and whatever else it does between its modules, up to the end of the
+    tail. The modules of the earlier stages compute nothing. Each returns
+    NaN, in the shapes of the network's last forward, and the module that ends
+    the stage returns the given features: what passes them by would be seen.
+    Where that module returns features of other branches, too, they are those
+    of the network's last forward, on the same images.
+
+    Raises:
+        RuntimeError: More reaches the end of the tail than the features, or
+            gradients would not reach them.
+    """
+
+    def __init__(self, backbone, from_stage, to_stage, *args, **kwargs):
+        super().__init__(backbone, from_stage, to_stage, *args, **kwargs)
+        start = self.taps[from_stage - 1]
+        if self.skip_transition:
+            start = self.taps[from_stage].entry or start
+        self.earlier = beside(backbone, start.source)
+        #: What the earlier modules did in the network's last forward.
+        self._calls: dict[str, list[Call]] = defaultdict(list)
+        self._first: str | None = None
+        self._ended = False
+        self._is_tight = False
+        for path in self.earlier:
+            self.watch(path, partial(self._remember_call, path))
+        self.take(start, start.source)
+
+    def _remember_call(self, path: str, inputs, outputs) -> None:
+        image = find_tensor(inputs)
+        if image is None:
+            return
+        self._first = self._first or path
+        if path == self._first:
+            self._calls.clear()
+            self._ended = False
+            self._images = Blank(image.shape[1:], image.dtype)
+        if not self._ended:
+            call = Call(len(image), tree_map(_blank, outputs))
+            self._calls[path].append(call)
+
+    def _remember(self, inputs, outputs) -> None:
+        super()._remember(inputs, outputs)
+        self._ended = True
+        stage = outputs
+        if isinstance(outputs, tuple | list):
+            stage = outputs[self.start.output]
+        self._batch = len(stage)
+        self._outputs = tree_map(
+            lambda x: STAGE if x is stage else _detach(x), outputs
+        )
+
+    def run(self, tokens: torch.Tensor) -> torch.Tensor:
+        result = self._run(tokens)
+        if not self._is_tight:
+            # Features may overflow by themselves, but ones will not.
+            if result.isnan().any():
+                with torch.no_grad():
+                    self._check_tightness(self._run(torch.ones_like(tokens)))
+            self._is_tight = True
+        return result
+
+    def _check_tightness(self, result: torch.Tensor) -> None:
+        if result.isnan().any():
+            raise RuntimeError(
+                f'stage {self.to_stage} of this '
+                f'{type(self.backbone).__name__} is made of more than stage '
+                f'{self.from_stage}, so that what lies between them cannot be '
+                'replayed; take another `from_stage`'
+            )
+
+    def _run(self, tokens: torch.Tensor) -> torch.Tensor:
+        feature = self._return(tokens)
+        images = Blank((len(tokens), *self._images.shape), self._images.dtype)
+        calls = {path: iter(made) for path, made in self._calls.items()}
+        has_grad = torch.is_grad_enabled()
+        started, ends = [], []
+
+        def run(path, forward, *args, **kwargs):
+            if not started:
+                if path == self.start.source:
+                    self._check_grad(has_grad)
+                    started.append(path)
+                    return feature
+                image = find_tensor((args, kwargs))
+                if image is not None:
+                    return fill(next(calls[path]), image)
+            outputs = forward(*args, **kwargs)
+            if path == self.end.source:
+                self._check_grad(has_grad)
+                ends.append(self.end.pick(outputs))
+                raise EndReached
+            return outputs
+
+        places = {*self.earlier, self.start.source, self.end.source}
+        with ExitStack() as stack:
+            for path in places:
+                module = self.backbone.get_submodule(path)
+                stack.enter_context(
+                    replaced_forward(module, partial(run, path))
+                )
+            try:
+                self.backbone.forward(_fill(images, tokens.device))
+            except EndReached:
+                return ends[0]
+        raise RuntimeError(
+            f'{self.end.source} of the {type(self.backbone).__name__} did not '
+            'run in its forward'
+        )
+
+    def _return(self, tokens: torch.Tensor) -> Any:
+        """Make what the module that ends the stage returns."""
+        feature = self.lay_out(tokens)
+        if self.start.copy and feature is tokens:
+            feature = feature.clone()
+        return tree_map(
+            lambda x: (
+                feature if x is STAGE else repeat(x, self._batch, tokens)
+            ),
+            self._outputs,
+        )
+
+    def _check_grad(self, expected: bool) -> None:
+        if torch.is_grad_enabled() != expected:
+            raise RuntimeError(
+                f'the {type(self.backbone).__name__} runs its blocks in '
+                'reentrant activation checkpoints, through which its stages '
+                'cannot be replayed with gradient; switch its checkpointing '
+                'off'
+            )
+
+
+def beside(net: nn.Module, path: str) -> list[str]:
+    """List the modules beside the way to a module.
+
+    Each of its parents runs other modules before and behind it. Lists of
+    modules are never run themselves.
+    """
+    way = path.split('.')
+    parents = ['.'.join(way[:i]) for i in range(len(way))]
+    paths, pending = [], parents
+    while pending:
+        parent, *pending = pending
+        for name, module in net.get_submodule(parent).named_children():
+            child = f'{parent}.{name}'.removeprefix('.')
+            if child in (*parents, path):
+                continue
+            if isinstance(module, nn.ModuleList | nn.ModuleDict):
+                pending.append(child)
+            else:
+                paths.append(child)
+    return paths
+
+
+def find_tensor(tree: Any) -> torch.Tensor | None:
+    """Find the first tensor among arguments."""
+    tensors = (x for x in tree_leaves(tree) if isinstance(x, torch.Tensor))
+    return next(tensors, None)
+
+
+def _blank(value: Any) -> Any:
+    value = _detach(value)
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return Blank(value.shape, value.dtype)
+    return value
+
+
+def _detach(value: Any) -> Any:
+    return value.detach() if isinstance(value, torch.Tensor) else value
+
+
+def fill(call: Call, image: torch.Tensor) -> Any:
+    """Return NaN as a call did, for the batch that it is made with now."""
+
+    def make(value):
+        if not isinstance(value, Blank):
+            return value
+        length = value.shape[0] * len(image) // call.batch
+        sized = value._replace(shape=(length, *value.shape[1:]))
+        return _fill(sized, image.device)
+
+    return tree_map(make, call.outputs, is_leaf=lambda x: isinstance(x, Blank))
+
+
+def _fill(blank: Blank, device: torch.device) -> torch.Tensor:
+    return torch.full(blank.shape, torch.nan, dtype=blank.dtype, device=device)
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, function) -> Iterator[None]:
+    """Let a module run a function of its forward and inputs for a while."""
+    own = module.__dict__.get('forward')
+    module.forward = partial(function, module.forward)
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
