@@ -1,8 +1,9 @@
 """A network's own forward, run once more from the end of a stage."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,13 +12,14 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .tail import Tail, repeat
+from .taps import Tap
 
 
-class Blank(NamedTuple):
-    """What is remembered of a feature that nothing reads."""
+@dataclass(frozen=True)
+class Blank:
+    """A feature of which only the shape is remembered."""
 
     shape: Sequence[int]
-    dtype: torch.dtype
 
 
 class Call(NamedTuple):
@@ -56,7 +58,12 @@ class ForwardTail(Tail):
         start = self.taps[from_stage - 1]
         if self.skip_transition:
             start = self.taps[from_stage].entry or start
-        self.earlier = beside(backbone, start.source)
+        if self.fresh_extra_tokens:
+            self._check_freshness(start)
+        # A network may call what merges patches of a stage by itself.
+        entries = [tap.entry.source for tap in self.taps if tap.entry]
+        self.earlier = {*beside(backbone, start.source), *entries}
+        self.earlier.discard(start.source)
         #: What the earlier modules did in the network's last forward.
         self._calls: dict[str, list[Call]] = defaultdict(list)
         self._first: str | None = None
@@ -66,6 +73,19 @@ class ForwardTail(Tail):
             self.watch(path, partial(self._remember_call, path))
         self.take(start, start.source)
 
+    def _check_freshness(self, start: Tap) -> None:
+        late = start.extra_tokens and not self.taps[0].extra_tokens
+        if start.has_branches or late:
+            raise ValueError(
+                f'the stages of {type(self.backbone).__name__} cannot be '
+                'replayed without what it knows of the images: '
+                + (
+                    'its class token joins behind the first block'
+                    if late
+                    else 'more than the feature of one stage leads to the next'
+                )
+            )
+
     def _remember_call(self, path: str, inputs, outputs) -> None:
         image = find_tensor(inputs)
         if image is None:
@@ -74,7 +94,7 @@ class ForwardTail(Tail):
         if path == self._first:
             self._calls.clear()
             self._ended = False
-            self._images = Blank(image.shape[1:], image.dtype)
+            self._images = image.shape[1:]
         if not self._ended:
             call = Call(len(image), tree_map(_blank, outputs))
             self._calls[path].append(call)
@@ -111,36 +131,35 @@ class ForwardTail(Tail):
 
     def _run(self, tokens: torch.Tensor) -> torch.Tensor:
         feature = self._return(tokens)
-        images = Blank((len(tokens), *self._images.shape), self._images.dtype)
+        images = tokens.new_full((len(tokens), *self._images), torch.nan)
         calls = {path: iter(made) for path, made in self._calls.items()}
         has_grad = torch.is_grad_enabled()
         started, ends = [], []
 
-        def run(path, forward, *args, **kwargs):
+        def run(path, call, *args, **kwargs):
             if not started:
                 if path == self.start.source:
                     self._check_grad(has_grad)
                     started.append(path)
                     return feature
-                image = find_tensor((args, kwargs))
-                if image is not None:
-                    return fill(next(calls[path]), image)
-            outputs = forward(*args, **kwargs)
+                made = next(calls.get(path, iter(())), None)
+                if made is not None:
+                    batch = len(find_tensor((args, kwargs)))
+                    return fill(made, batch, tokens)
+            outputs = call(*args, **kwargs)
             if path == self.end.source:
                 self._check_grad(has_grad)
                 ends.append(self.end.pick(outputs))
                 raise EndReached
             return outputs
 
-        places = {*self.earlier, self.start.source, self.end.source}
+        places = self.earlier | {self.start.source, self.end.source}
         with ExitStack() as stack:
             for path in places:
                 module = self.backbone.get_submodule(path)
-                stack.enter_context(
-                    replaced_forward(module, partial(run, path))
-                )
+                stack.enter_context(replaced_call(module, partial(run, path)))
             try:
-                self.backbone.forward(_fill(images, tokens.device))
+                self.backbone.forward(images)
             except EndReached:
                 return ends[0]
         raise RuntimeError(
@@ -200,40 +219,39 @@ def find_tensor(tree: Any) -> torch.Tensor | None:
 
 def _blank(value: Any) -> Any:
     value = _detach(value)
-    if isinstance(value, torch.Tensor) and value.is_floating_point():
-        return Blank(value.shape, value.dtype)
-    return value
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return value
+    return Blank(value.shape) if value.ndim else value
 
 
 def _detach(value: Any) -> Any:
     return value.detach() if isinstance(value, torch.Tensor) else value
 
 
-def fill(call: Call, image: torch.Tensor) -> Any:
+def fill(call: Call, batch: int, like: torch.Tensor) -> Any:
     """Return NaN as a call did, for the batch that it is made with now."""
 
     def make(value):
         if not isinstance(value, Blank):
             return value
-        length = value.shape[0] * len(image) // call.batch
-        sized = value._replace(shape=(length, *value.shape[1:]))
-        return _fill(sized, image.device)
+        length, *sizes = value.shape
+        length = length * batch // call.batch
+        return like.new_full((length, *sizes), torch.nan)
 
-    return tree_map(make, call.outputs, is_leaf=lambda x: isinstance(x, Blank))
-
-
-def _fill(blank: Blank, device: torch.device) -> torch.Tensor:
-    return torch.full(blank.shape, torch.nan, dtype=blank.dtype, device=device)
+    return tree_map(make, call.outputs)
 
 
 @contextmanager
-def replaced_forward(module: nn.Module, function) -> Iterator[None]:
-    """Let a module run a function of its forward and inputs for a while."""
-    own = module.__dict__.get('forward')
-    module.forward = partial(function, module.forward)
+def replaced_call(module: nn.Module, function: Callable) -> Iterator[None]:
+    """Let a module run a function of its own call and inputs for a while.
+
+    Hooks are a part of the call. Setting this attribute is what
+    ``nn.Module.compile`` does to replace it.
+    """
+    compiled = module._compiled_call_impl
+    own = compiled or module._call_impl
+    module._compiled_call_impl = partial(function, own)
     try:
         yield
     finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
+        module._compiled_call_impl = compiled

@@ -24,10 +24,13 @@ def _convs(net: nn.Module) -> list[Tap]:
 def _swin(net: nn.Module) -> list[Tap]:
     # Behind its blocks a stage merges patches, and what it returns beside
     # those is another thing in each release.
-    taps = []
+    taps, merge = [], None
     for stage in paths(net, 'encoder.layers'):
         end = paths(net, f'{stage}.blocks')[-1]
-        taps.append(Tap(end, 'NLC', grid_source=stage))
+        # The next one, whose blocks come behind it, is told the grid.
+        entry = merge and Tap(merge, 'NLC', grid_source=stage)
+        taps.append(Tap(end, 'NLC', grid_source=stage, entry=entry))
+        merge = f'{stage}.downsample'
     taps[-1] = behind_norm(taps[-1], 'layernorm')
     return taps
 

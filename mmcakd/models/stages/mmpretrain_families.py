@@ -223,12 +223,17 @@ def _twins(net: nn.Module) -> list[Tap]:
 
 
 def _mixmim(net: nn.Module) -> list[Tap]:
+    stages = paths(net, 'layers')
+    merges = [f'{stage}.downsample' for stage in stages[:-1]]
     taps = [
-        Tap(paths(net, f'{stage}.blocks')[-1], 'NLC', grid=grid)
-        for stage, grid in zip(
-            paths(net, 'layers'),
-            [layer.input_resolution for layer in net.layers],
-            strict=True,
+        Tap(
+            paths(net, f'{stage}.blocks')[-1],
+            'NLC',
+            grid=layer.input_resolution,
+            entry=merge and Tap(merge, 'NLC', grid=layer.input_resolution),
+        )
+        for stage, layer, merge in zip(
+            stages, net.layers, [None, *merges], strict=True
         )
     ]
     taps[-1] = behind_norm(taps[-1], 'norm')
@@ -270,8 +275,13 @@ def _hivit(net: nn.Module) -> list[Tap]:
         for index, block in enumerate(net.blocks)
         if type(block).__name__ == 'PatchMerge'
     ]
-    windows = [Tap(f'blocks.{end}', 'NLHWC', grid=grid) for end in ends]
-    return [*windows, Tap(paths(net, 'blocks')[-1], 'NLC', grid=grid)]
+    merged = [Tap(f'blocks.{end + 1}', 'NLHWC', grid=grid) for end in ends]
+    windows = [
+        Tap(f'blocks.{end}', 'NLHWC', grid=grid, entry=merge)
+        for end, merge in zip(ends, [None, *merged], strict=False)
+    ]
+    last = paths(net, 'blocks')[-1]
+    return [*windows, Tap(last, 'NLC', grid=grid, entry=merged[-1])]
 
 
 def _rev_vit(net: nn.Module) -> list[Tap]:

@@ -107,8 +107,16 @@ class Tail(nn.Module):
                 f'stage {self.from_stage}, {height} x {width}; '
                 'project them to that grid (`shape_like` of the connector)'
             )
+        if self.start.extra_tokens and self.extra_tokens is None:
+            raise RuntimeError(
+                'the network has to run once more before its tail can be '
+                'replayed again'
+            )
         with _replaying(self.backbone):
-            return self.run(tokens)
+            try:
+                return self.run(tokens)
+            finally:
+                self._release()
 
     def watch(self, path: str, remember: Callable) -> None:
         """Remember something whenever the network runs one of its modules.
@@ -162,11 +170,9 @@ class Tail(nn.Module):
         self.width, *grid = map_.shape[1:]
         self.grid = tuple(grid)
         # Convolutions differ in the last bits between memory formats.
-        last = stage.is_contiguous(memory_format=torch.channels_last)
+        last = stage.stride(1) == 1 and not stage.is_contiguous()
         self.memory_format = (
-            torch.channels_last
-            if last and not stage.is_contiguous()
-            else torch.contiguous_format
+            torch.channels_last if last else torch.contiguous_format
         )
 
     def _remember_grid(self, inputs, outputs) -> None:
@@ -177,6 +183,11 @@ class Tail(nn.Module):
 
     def _remember_end_grid(self, inputs, outputs) -> None:
         self.end_grid = read_grid(inputs, outputs)
+
+    def _release(self) -> None:
+        # Those of a network in training keep the graph of its last forward.
+        if self.extra_tokens is not None and self.extra_tokens.requires_grad:
+            self.extra_tokens = None
 
     def lay_out(self, tokens: torch.Tensor) -> torch.Tensor:
         """View patch tokens as the network works on them at the start."""
@@ -217,8 +228,9 @@ def repeat(own: Any, batch: int, tokens: torch.Tensor) -> Any:
             f'features of the {batch} that the network has seen: give it the '
             'same images, or several views of them'
         )
-    views = len(tokens) // batch
-    return own.to(tokens.dtype).repeat(views, *[1] * (own.ndim - 1))
+    own, views = own.to(tokens.dtype), len(tokens) // batch
+    # A copy may differ in its strides, and what is made of it in last bits.
+    return own if views == 1 else own.repeat(views, *[1] * (own.ndim - 1))
 
 
 @contextmanager

@@ -136,10 +136,13 @@ def _mixer(net: nn.Module, blocks: Blocks) -> list[Tap]:
 
 
 def _efficientvim(net: nn.Module) -> list[Tap]:
-    # What a stage returns is merged already, but for the recorded feature.
+    # A stage ends with the merging in front of the next one.
+    stages = paths(net, 'stages')
+    ends = [paths(net, f'{stage}.blocks')[-1] for stage in stages]
+    merges = [f'{stage}.downsample' for stage in stages[:-1]]
     return [
-        Tap(paths(net, f'{stage}.blocks')[-1])
-        for stage in paths(net, 'stages')
+        Tap(end, entry=merge and Tap(merge))
+        for end, merge in zip(ends, [None, *merges], strict=True)
     ]
 
 
@@ -150,20 +153,33 @@ def _named(net: nn.Module) -> list[Tap]:
 
 def _pit(net: nn.Module) -> list[Tap]:
     # Class tokens are the second output.
-    return [replace(tap, has_branches=True) for tap in _named(net)]
+    return [
+        replace(
+            tap,
+            entry=Tap(f'{tap.source}.pool', has_branches=True),
+            has_branches=True,
+        )
+        for tap in _named(net)
+    ]
 
 
 def _visformer(net: nn.Module) -> list[Tap]:
     # Positions are added between the stages.
-    taps = _named(net)
+    taps = [
+        replace(tap, entry=Tap(f'patch_embed{i}'))
+        for i, tap in enumerate(_named(net), 1)
+    ]
     taps[-1] = behind_norm(taps[-1], 'norm')
     return taps
 
 
 def _nest(net: nn.Module) -> list[Tap]:
-    taps = chain(split_at(paths(net, 'levels'), range(len(net.levels))))
+    taps = [
+        Tap(level, entry=Tap(f'{level}.pool'))
+        for level in paths(net, 'levels')
+    ]
     # The norm takes channels last, to which the network turns the map.
-    taps[-1] = behind_norm(taps[-1], 'norm', layout='NHWC', steps=None)
+    taps[-1] = behind_norm(taps[-1], 'norm', layout='NHWC')
     return taps
 
 
@@ -200,7 +216,15 @@ def _twins(net: nn.Module) -> list[Tap]:
         # The position encoding follows the first block.
         single = len(blocks) == 1
         ends.append(f'pos_block.{index}' if single else blocks[-1])
-    taps = [Tap(end, 'NLC', grid_source=end) for end in ends]
+    taps = [
+        Tap(
+            end,
+            'NLC',
+            grid_source=end,
+            entry=Tap(embed, 'NLC', grid_source=embed),
+        )
+        for end, embed in zip(ends, paths(net, 'patch_embeds'), strict=True)
+    ]
     taps[-1] = behind_norm(taps[-1], 'norm')
     return taps
 
