@@ -12,6 +12,7 @@ from .taps import (
     behind_norm,
     chain,
     check_blocks,
+    enter,
     last_four,
     paths,
     split_at,
@@ -167,10 +168,10 @@ def _conformer(net: nn.Module) -> list[Tap]:
 
 def _van(net: nn.Module) -> list[Tap]:
     taps = [
-        Tap(paths(net, f'blocks{i}')[-1], entry=Tap(f'patch_embed{i}'))
-        for i in range(1, net.num_stages + 1)
+        Tap(paths(net, f'blocks{i}')[-1]) for i in range(1, net.num_stages + 1)
     ]
     last = net.num_stages
+    taps = enter(taps, [Tap(f'patch_embed{i}') for i in range(2, last + 1)])
     taps[-1] = behind_norm(
         taps[-1],
         f'norm{last}',
@@ -180,9 +181,9 @@ def _van(net: nn.Module) -> list[Tap]:
     return taps
 
 
-def _tokens_of(embedding: str | None) -> Tap | None:
-    """What a patch embedding or merging returns: tokens and their grid."""
-    return embedding and Tap(embedding, 'NLC', grid_source=embedding)
+def _tokens(path: str) -> Tap:
+    """Tap a module that tells the grid of the tokens that it returns."""
+    return Tap(path, 'NLC', grid_source=path)
 
 
 def _swin(net: nn.Module) -> list[Tap]:
@@ -195,10 +196,7 @@ def _swin(net: nn.Module) -> list[Tap]:
         for stage, module in zip(stages, net.stages, strict=True)
         if module.downsample is not None
     ]
-    taps = [
-        Tap(end, 'NLC', grid_source=end, entry=_tokens_of(merge))
-        for end, merge in zip(ends, [None, *merges], strict=True)
-    ]
+    taps = enter(map(_tokens, ends), map(_tokens, merges))
     norm = f'norm{len(ends) - 1}'
     if hasattr(net, norm):
         taps[-1] = behind_norm(taps[-1], norm)
@@ -212,10 +210,8 @@ def _twins(net: nn.Module) -> list[Tap]:
         # The position encoding follows the first block.
         single = len(blocks) == 1
         ends.append(f'position_encodings.{index}' if single else blocks[-1])
-    taps = [
-        Tap(end, 'NLC', grid_source=end, entry=_tokens_of(embed))
-        for end, embed in zip(ends, paths(net, 'patch_embeds'), strict=True)
-    ]
+    embeds = paths(net, 'patch_embeds')
+    taps = enter(map(_tokens, ends), map(_tokens, embeds[1:]))
     norm = f'norm_after_stage{len(ends) - 1}'
     if not isinstance(net.get_submodule(norm), nn.Identity):
         taps[-1] = behind_norm(taps[-1], norm)
@@ -224,18 +220,16 @@ def _twins(net: nn.Module) -> list[Tap]:
 
 def _mixmim(net: nn.Module) -> list[Tap]:
     stages = paths(net, 'layers')
-    merges = [f'{stage}.downsample' for stage in stages[:-1]]
-    taps = [
-        Tap(
-            paths(net, f'{stage}.blocks')[-1],
-            'NLC',
-            grid=layer.input_resolution,
-            entry=merge and Tap(merge, 'NLC', grid=layer.input_resolution),
-        )
-        for stage, layer, merge in zip(
-            stages, net.layers, [None, *merges], strict=True
-        )
+    grids = [layer.input_resolution for layer in net.layers]
+    ends = [
+        Tap(paths(net, f'{stage}.blocks')[-1], 'NLC', grid=grid)
+        for stage, grid in zip(stages, grids, strict=True)
     ]
+    merged = [
+        Tap(f'{stage}.downsample', 'NLC', grid=grid)
+        for stage, grid in zip(stages[:-1], grids[1:], strict=True)
+    ]
+    taps = enter(ends, merged)
     taps[-1] = behind_norm(taps[-1], 'norm')
     return taps
 
@@ -275,13 +269,10 @@ def _hivit(net: nn.Module) -> list[Tap]:
         for index, block in enumerate(net.blocks)
         if type(block).__name__ == 'PatchMerge'
     ]
+    windows = [Tap(f'blocks.{end}', 'NLHWC', grid=grid) for end in ends]
     merged = [Tap(f'blocks.{end + 1}', 'NLHWC', grid=grid) for end in ends]
-    windows = [
-        Tap(f'blocks.{end}', 'NLHWC', grid=grid, entry=merge)
-        for end, merge in zip(ends, [None, *merged], strict=False)
-    ]
-    last = paths(net, 'blocks')[-1]
-    return [*windows, Tap(last, 'NLC', grid=grid, entry=merged[-1])]
+    last = Tap(paths(net, 'blocks')[-1], 'NLC', grid=grid)
+    return enter([*windows, last], merged)
 
 
 def _rev_vit(net: nn.Module) -> list[Tap]:

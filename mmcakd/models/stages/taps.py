@@ -108,6 +108,24 @@ def behind_norm(tap: Tap, norm: str, **kwargs) -> Tap:
     return replace(tap, source=norm, output=0, raw=tap, **kwargs)
 
 
+def enter(taps: Iterable[Tap], entries: Iterable[Tap]) -> list[Tap]:
+    """Tell what enters the blocks of each stage but the first.
+
+    Args:
+        taps (Iterable[Tap]): The ends of the stages.
+        entries (Iterable[Tap]): What the modules return that bring the grid
+            and width of the second stage, the third and so on.
+    """
+    first, *others = taps
+    return [
+        first,
+        *(
+            replace(tap, entry=entry)
+            for tap, entry in zip(others, entries, strict=True)
+        ),
+    ]
+
+
 def chain(steps: Steps, norm: str | None = None, **kwargs) -> list[Tap]:
     """Tap a network whose modules run one after the other.
 

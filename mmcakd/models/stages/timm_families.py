@@ -12,6 +12,7 @@ from .taps import (
     behind_norm,
     chain,
     check_blocks,
+    enter,
     paths,
     split_at,
 )
@@ -140,10 +141,7 @@ def _efficientvim(net: nn.Module) -> list[Tap]:
     stages = paths(net, 'stages')
     ends = [paths(net, f'{stage}.blocks')[-1] for stage in stages]
     merges = [f'{stage}.downsample' for stage in stages[:-1]]
-    return [
-        Tap(end, entry=merge and Tap(merge))
-        for end, merge in zip(ends, [None, *merges], strict=True)
-    ]
+    return enter(map(Tap, ends), map(Tap, merges))
 
 
 def _named(net: nn.Module) -> list[Tap]:
@@ -153,31 +151,22 @@ def _named(net: nn.Module) -> list[Tap]:
 
 def _pit(net: nn.Module) -> list[Tap]:
     # Class tokens are the second output.
-    return [
-        replace(
-            tap,
-            entry=Tap(f'{tap.source}.pool', has_branches=True),
-            has_branches=True,
-        )
-        for tap in _named(net)
-    ]
+    taps = [replace(tap, has_branches=True) for tap in _named(net)]
+    pools = [replace(tap, source=f'{tap.source}.pool') for tap in taps[1:]]
+    return enter(taps, pools)
 
 
 def _visformer(net: nn.Module) -> list[Tap]:
     # Positions are added between the stages.
-    taps = [
-        replace(tap, entry=Tap(f'patch_embed{i}'))
-        for i, tap in enumerate(_named(net), 1)
-    ]
+    taps = enter(_named(net), [Tap('patch_embed2'), Tap('patch_embed3')])
     taps[-1] = behind_norm(taps[-1], 'norm')
     return taps
 
 
 def _nest(net: nn.Module) -> list[Tap]:
-    taps = [
-        Tap(level, entry=Tap(f'{level}.pool'))
-        for level in paths(net, 'levels')
-    ]
+    levels = paths(net, 'levels')
+    pools = [f'{level}.pool' for level in levels[1:]]
+    taps = enter(map(Tap, levels), map(Tap, pools))
     # The norm takes channels last, to which the network turns the map.
     taps[-1] = behind_norm(taps[-1], 'norm', layout='NHWC')
     return taps
@@ -216,15 +205,11 @@ def _twins(net: nn.Module) -> list[Tap]:
         # The position encoding follows the first block.
         single = len(blocks) == 1
         ends.append(f'pos_block.{index}' if single else blocks[-1])
-    taps = [
-        Tap(
-            end,
-            'NLC',
-            grid_source=end,
-            entry=Tap(embed, 'NLC', grid_source=embed),
-        )
-        for end, embed in zip(ends, paths(net, 'patch_embeds'), strict=True)
-    ]
+    taps, embeds = (
+        [Tap(path, 'NLC', grid_source=path) for path in modules]
+        for modules in (ends, paths(net, 'patch_embeds'))
+    )
+    taps = enter(taps, embeds[1:])
     taps[-1] = behind_norm(taps[-1], 'norm')
     return taps
 
