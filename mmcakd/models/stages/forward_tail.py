@@ -138,6 +138,10 @@ class ForwardTail(Tail):
 
         def run(path, call, *args, **kwargs):
             if not started:
+                if path in way:
+                    # It runs for a part of it, which is no call of its own.
+                    module = self.backbone.get_submodule(path)
+                    return module.forward(*args, **kwargs)
                 if path == self.start.source:
                     self._check_grad(has_grad)
                     started.append(path)
@@ -153,7 +157,8 @@ class ForwardTail(Tail):
                 raise EndReached
             return outputs
 
-        places = self.earlier | {self.start.source, self.end.source}
+        way = parents(self.start.source)
+        places = {*self.earlier, *way, self.start.source, self.end.source}
         with ExitStack() as stack:
             for path in places:
                 module = self.backbone.get_submodule(path)
@@ -189,20 +194,25 @@ class ForwardTail(Tail):
             )
 
 
+def parents(path: str) -> list[str]:
+    """List the paths of the modules that a module lies in."""
+    names = path.split('.')
+    return ['.'.join(names[:i]) for i in range(1, len(names))]
+
+
 def beside(net: nn.Module, path: str) -> list[str]:
     """List the modules beside the way to a module.
 
     Each of its parents runs other modules before and behind it. Lists of
     modules are never run themselves.
     """
-    way = path.split('.')
-    parents = ['.'.join(way[:i]) for i in range(len(way))]
-    paths, pending = [], parents
+    way = ['', *parents(path)]
+    paths, pending = [], way
     while pending:
         parent, *pending = pending
         for name, module in net.get_submodule(parent).named_children():
             child = f'{parent}.{name}'.removeprefix('.')
-            if child in (*parents, path):
+            if child in (*way, path):
                 continue
             if isinstance(module, nn.ModuleList | nn.ModuleDict):
                 pending.append(child)

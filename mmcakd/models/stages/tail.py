@@ -107,16 +107,8 @@ class Tail(nn.Module):
                 f'stage {self.from_stage}, {height} x {width}; '
                 'project them to that grid (`shape_like` of the connector)'
             )
-        if self.start.extra_tokens and self.extra_tokens is None:
-            raise RuntimeError(
-                'the network has to run once more before its tail can be '
-                'replayed again'
-            )
         with _replaying(self.backbone):
-            try:
-                return self.run(tokens)
-            finally:
-                self._release()
+            return self.run(tokens)
 
     def watch(self, path: str, remember: Callable) -> None:
         """Remember something whenever the network runs one of its modules.
@@ -179,15 +171,11 @@ class Tail(nn.Module):
         self.grid = read_grid(inputs, outputs)
 
     def _remember_fresh(self, inputs, outputs) -> None:
+        # With grad: they are parameters, which a tail in training trains.
         self.extra_tokens = inputs[0][:, : self.start.extra_tokens]
 
     def _remember_end_grid(self, inputs, outputs) -> None:
         self.end_grid = read_grid(inputs, outputs)
-
-    def _release(self) -> None:
-        # Those of a network in training keep the graph of its last forward.
-        if self.extra_tokens is not None and self.extra_tokens.requires_grad:
-            self.extra_tokens = None
 
     def lay_out(self, tokens: torch.Tensor) -> torch.Tensor:
         """View patch tokens as the network works on them at the start."""
