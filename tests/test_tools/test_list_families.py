@@ -71,7 +71,24 @@ def test_every_backbone_of_mmpretrain_is_in_the_page(tool):
         (
             'HRNet',
             ['`layer1`, `stage2`, `stage3`, `stage4`', '', 'NCHW', '', 'map']
-            + ['no'],
+            + ['yes'],
+        ),
+        (
+            'timm.XceptionAligned',
+            [
+                '`blocks.1.stack.conv2`, `blocks.2.stack.conv2`, '
+                '`blocks.11.stack.conv2`, `blocks.12`',
+                '',
+                'NCHW',
+                '',
+                'map',
+                'no: they end inside blocks, whose shortcuts pass them by',
+            ],
+        ),
+        (
+            'RevVisionTransformer',
+            ['`fusion_layer`', '', 'NLC', '1', 'tokens']
+            + ['no: there is no other stage'],
         ),
     ],
 )

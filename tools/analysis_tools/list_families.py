@@ -34,8 +34,10 @@ for the last, and only a stage that is read has to exist. A stage ends behind a 
 - **Blocks.** A family marked with * has no stages of its own. Of 12 blocks, stages end with the 2nd, 4th, 10th and 12th, of 24 with the 2nd, 4th,
   22nd and 24th, as in OFA-KD. `blocks=(2, 5, 8, 11)` names others, counted from 0; give `TeacherReplay` the same, and an
   `AssistantConnector` that ends in it.
-- **Tail.** Whether `mmcakd.TeacherReplay` can run what lies behind a stage of such a teacher on features of a student. A classifier with a tail
-  can be the last part of a `mmcakd.AssistantConnector`, be it student or teacher.
+- **Tail.** Whether `mmcakd.TeacherReplay` can run what lies behind a stage of such a teacher on features of a student, or why not. What patch tokens
+  or maps lack is the teacher's own, from its forward on the same images: class tokens, and in an HRNet, a Conformer, a TNT or a PiT the features of
+  the other branches. Other classifiers with a tail can be the last part of a `mmcakd.AssistantConnector`, be it student or teacher, if their head
+  is a known one.
 - **OFA-KD head.** The kind of exit head that `mmcakd.OFAHeadConnector` gives each stage of such a student.
 
 Paths are those of the smallest model of a family, inside the backbone; deeper ones have higher block numbers.
@@ -313,16 +315,14 @@ def build(key: str) -> nn.Module:
 
 
 def has_tail(net: nn.Module) -> str:
-    """Tell whether the stages of a teacher can be replayed."""
-    able = []
-    count = len(FAMILIES[find_family(net)[0]].taps(net))
+    """Tell whether the stages of a teacher can be replayed, or why not."""
+    _, family = find_family(net)
+    count = len(family.taps(net))
+    if family.no_tail or count == 1:
+        return f'no: {family.no_tail or "there is no other stage"}'
     for start in range(1, count):
-        try:
-            build_tail(net, start, count)
-        except ValueError:
-            continue
-        able.append(start)
-    return 'yes' if able and len(able) == count - 1 else 'no'
+        build_tail(net, start, count)
+    return 'yes'
 
 
 def code(words) -> str:

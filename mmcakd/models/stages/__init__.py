@@ -1,4 +1,5 @@
 from .families import FAMILIES, find_backbone, find_family, find_taps
+from .frozen_statistics import frozen_statistics
 from .layout import (
     StageTokens,
     read_grid,
@@ -7,7 +8,8 @@ from .layout import (
     to_stage_tokens,
     to_tokens,
 )
-from .tails import Tail, build_tail, frozen_statistics
+from .tail import Tail
+from .tails import build_tail
 from .taps import Family, Tap, check_blocks, split_blocks
 
 __all__ = [

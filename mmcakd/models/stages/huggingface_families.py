@@ -3,6 +3,8 @@
 Paths and outputs are those of the models of ``transformers`` 4 and 5.
 """
 
+from itertools import pairwise
+
 from torch import nn
 
 from .taps import (
@@ -12,6 +14,7 @@ from .taps import (
     behind_norm,
     chain,
     check_blocks,
+    enter,
     last_four,
     paths,
 )
@@ -24,10 +27,19 @@ def _convs(net: nn.Module) -> list[Tap]:
 def _swin(net: nn.Module) -> list[Tap]:
     # Behind its blocks a stage merges patches, and what it returns beside
     # those is another thing in each release.
+    stages = paths(net, 'encoder.layers')
     taps = []
-    for stage in paths(net, 'encoder.layers'):
+    for stage in stages:
         end = paths(net, f'{stage}.blocks')[-1]
         taps.append(Tap(end, 'NLC', grid_source=stage))
+    # The grid of what is merged is told to the stage behind.
+    taps = enter(
+        taps,
+        [
+            Tap(f'{stage}.downsample', 'NLC', grid_source=behind)
+            for stage, behind in pairwise(stages)
+        ],
+    )
     taps[-1] = behind_norm(taps[-1], 'layernorm')
     return taps
 

@@ -134,16 +134,27 @@ def to_tokens(feature: torch.Tensor) -> torch.Tensor:
 
 
 def to_layout(
-    tokens: torch.Tensor, layout: str, grid: Grid | None = None
+    tokens: torch.Tensor,
+    layout: str,
+    grid: Grid | None = None,
+    windows: Grid | None = None,
 ) -> torch.Tensor:
     """View tokens ``(N, L, C)`` as the map of a layout; undoes `to_map`.
 
     Args:
         tokens (Tensor): Row by row.
-        layout (str): ``'NCHW'``, ``'NHWC'``, or ``'NLC'`` for tokens.
+        layout (str): ``'NCHW'``, ``'NHWC'``, ``'NLHWC'``, or ``'NLC'`` for
+            tokens.
         grid (tuple[int, int], optional): ``(H, W)``; needed for a map.
+        windows (tuple[int, int], optional): How many windows the map has,
+            from top to bottom and from left to right; needed for
+            ``'NLHWC'``.
     """
     if layout == 'NLC':
         return tokens
     nhwc = tokens.unflatten(1, grid)
+    if layout == 'NLHWC':
+        rows, columns = windows
+        nhwc = nhwc.unflatten(2, (columns, -1)).unflatten(1, (rows, -1))
+        return nhwc.transpose(2, 3).flatten(1, 2)
     return nhwc if layout == 'NHWC' else nhwc.permute(0, 3, 1, 2)

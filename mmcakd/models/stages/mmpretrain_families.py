@@ -12,6 +12,7 @@ from .taps import (
     behind_norm,
     chain,
     check_blocks,
+    enter,
     last_four,
     paths,
     split_at,
@@ -151,7 +152,9 @@ def _isotropic_convs(name: str):
 
 def _hrnet(net: nn.Module) -> list[Tap]:
     # The branch that each stage adds, which has the lowest resolution.
-    added = [Tap(f'stage{i}', output=i - 1) for i in (2, 3, 4)]
+    added = [
+        Tap(f'stage{i}', output=i - 1, has_branches=True) for i in (2, 3, 4)
+    ]
     return [Tap('layer1'), *added]
 
 
@@ -160,7 +163,7 @@ def _conformer(net: nn.Module) -> list[Tap]:
     # of the other branch stay on one grid.
     third = net.depths // 3
     ends = [third, 2 * third, 3 * third - 1, 3 * third]
-    return [Tap(f'conv_trans_{end}') for end in ends]
+    return [Tap(f'conv_trans_{end}', has_branches=True) for end in ends]
 
 
 def _van(net: nn.Module) -> list[Tap]:
@@ -168,6 +171,7 @@ def _van(net: nn.Module) -> list[Tap]:
         Tap(paths(net, f'blocks{i}')[-1]) for i in range(1, net.num_stages + 1)
     ]
     last = net.num_stages
+    taps = enter(taps, [Tap(f'patch_embed{i}') for i in range(2, last + 1)])
     taps[-1] = behind_norm(
         taps[-1],
         f'norm{last}',
@@ -177,12 +181,22 @@ def _van(net: nn.Module) -> list[Tap]:
     return taps
 
 
+def _tokens(path: str) -> Tap:
+    """Tap a module that tells the grid of the tokens that it returns."""
+    return Tap(path, 'NLC', grid_source=path)
+
+
 def _swin(net: nn.Module) -> list[Tap]:
-    # The last block of a stage stands before the next patch merging.
-    ends = [
-        paths(net, f'{stage}.blocks')[-1] for stage in paths(net, 'stages')
+    # The last block of a stage stands before the next patch merging, with
+    # which a stage of version 2 begins and another one ends.
+    stages = paths(net, 'stages')
+    ends = [paths(net, f'{stage}.blocks')[-1] for stage in stages]
+    merges = [
+        f'{stage}.downsample'
+        for stage, module in zip(stages, net.stages, strict=True)
+        if module.downsample is not None
     ]
-    taps = [Tap(end, 'NLC', grid_source=end) for end in ends]
+    taps = enter(map(_tokens, ends), map(_tokens, merges))
     norm = f'norm{len(ends) - 1}'
     if hasattr(net, norm):
         taps[-1] = behind_norm(taps[-1], norm)
@@ -196,7 +210,8 @@ def _twins(net: nn.Module) -> list[Tap]:
         # The position encoding follows the first block.
         single = len(blocks) == 1
         ends.append(f'position_encodings.{index}' if single else blocks[-1])
-    taps = [Tap(end, 'NLC', grid_source=end) for end in ends]
+    embeds = paths(net, 'patch_embeds')
+    taps = enter(map(_tokens, ends), map(_tokens, embeds[1:]))
     norm = f'norm_after_stage{len(ends) - 1}'
     if not isinstance(net.get_submodule(norm), nn.Identity):
         taps[-1] = behind_norm(taps[-1], norm)
@@ -204,14 +219,17 @@ def _twins(net: nn.Module) -> list[Tap]:
 
 
 def _mixmim(net: nn.Module) -> list[Tap]:
-    taps = [
+    stages = paths(net, 'layers')
+    grids = [layer.input_resolution for layer in net.layers]
+    ends = [
         Tap(paths(net, f'{stage}.blocks')[-1], 'NLC', grid=grid)
-        for stage, grid in zip(
-            paths(net, 'layers'),
-            [layer.input_resolution for layer in net.layers],
-            strict=True,
-        )
+        for stage, grid in zip(stages, grids, strict=True)
     ]
+    merged = [
+        Tap(f'{stage}.downsample', 'NLC', grid=grid)
+        for stage, grid in zip(stages[:-1], grids[1:], strict=True)
+    ]
+    taps = enter(ends, merged)
     taps[-1] = behind_norm(taps[-1], 'norm')
     return taps
 
@@ -252,7 +270,9 @@ def _hivit(net: nn.Module) -> list[Tap]:
         if type(block).__name__ == 'PatchMerge'
     ]
     windows = [Tap(f'blocks.{end}', 'NLHWC', grid=grid) for end in ends]
-    return [*windows, Tap(paths(net, 'blocks')[-1], 'NLC', grid=grid)]
+    merged = [Tap(f'blocks.{end + 1}', 'NLHWC', grid=grid) for end in ends]
+    last = Tap(paths(net, 'blocks')[-1], 'NLC', grid=grid)
+    return enter([*windows, last], merged)
 
 
 def _rev_vit(net: nn.Module) -> list[Tap]:
@@ -313,7 +333,15 @@ def _tnt(net: nn.Module, blocks: Blocks) -> list[Tap]:
     # A layer returns pixel tokens, then patch tokens, to which the next layer
     # adds in place.
     taps = [
-        Tap(f'layers.{i}', 'NLC', 1, grid=grid, output=1, copy=True)
+        Tap(
+            f'layers.{i}',
+            'NLC',
+            1,
+            grid=grid,
+            output=1,
+            copy=True,
+            has_branches=True,
+        )
         for i in check_blocks(blocks, len(net.layers))
     ]
     taps[-1] = behind_norm(taps[-1], 'norm')

@@ -43,6 +43,11 @@ class Tap:
         transition (int): How many of the steps, from the first, bring the
             stage's grid and width (patch merging, a strided convolution) and
             are no part of its blocks. Defaults to 0.
+        entry (Tap, optional): The same of a stage that cannot be replayed
+            step by step: what that module returns.
+        has_branches (bool): Whether the network carries more than this
+            feature to the next stage, such as the outputs of another branch.
+            Defaults to False.
     """
 
     source: str
@@ -55,6 +60,8 @@ class Tap:
     raw: 'Tap | dict | None' = None
     steps: Sequence[str] | None = None
     transition: NonNegativeInt = 0
+    entry: 'Tap | None' = None
+    has_branches: bool = False
 
     def __post_init__(self) -> None:
         layouts = ('NCHW', 'NHWC', 'NLC', 'NLHWC')
@@ -85,6 +92,7 @@ class Tap:
             source=prefix + self.source,
             grid_source=self.grid_source and prefix + self.grid_source,
             raw=self.raw and self.raw.inside(prefix),
+            entry=self.entry and self.entry.inside(prefix),
             steps=self.steps and tuple(prefix + path for path in self.steps),
         )
 
@@ -98,6 +106,24 @@ def behind_norm(tap: Tap, norm: str, **kwargs) -> Tap:
         **kwargs: What else is different behind it, e.g. its layout.
     """
     return replace(tap, source=norm, output=0, raw=tap, **kwargs)
+
+
+def enter(taps: Iterable[Tap], entries: Iterable[Tap]) -> list[Tap]:
+    """Tell what enters the blocks of each stage but the first.
+
+    Args:
+        taps (Iterable[Tap]): The ends of the stages.
+        entries (Iterable[Tap]): What the modules return that bring the grid
+            and width of the second stage, the third and so on.
+    """
+    first, *others = taps
+    return [
+        first,
+        *(
+            replace(tap, entry=entry)
+            for tap, entry in zip(others, entries, strict=True)
+        ),
+    ]
 
 
 def chain(steps: Steps, norm: str | None = None, **kwargs) -> list[Tap]:
@@ -222,11 +248,14 @@ class Family:
         examples (str): Models of this family.
         isotropic (bool): Whether it has no stages of its own. Defaults to
             False.
+        no_tail (str): Why what lies behind its stages cannot be replayed;
+            empty if it can.
     """
 
     find: Callable[..., list[Tap]]
     examples: str
     isotropic: bool = False
+    no_tail: str = ''
 
     def taps(self, net: nn.Module, blocks: Blocks = None) -> list[Tap]:
         """List the taps of a network of this family."""

@@ -1,5 +1,7 @@
 """The stages of timm's models."""
 
+from dataclasses import replace
+
 from torch import nn
 
 from .taps import (
@@ -10,6 +12,7 @@ from .taps import (
     behind_norm,
     chain,
     check_blocks,
+    enter,
     paths,
     split_at,
 )
@@ -50,7 +53,9 @@ def _feature_list(net: nn.Module) -> list[Tap]:
 
 def _hrnet(net: nn.Module) -> list[Tap]:
     # The branch that each stage adds, which has the lowest resolution.
-    added = [Tap(f'stage{i}', output=i - 1) for i in (2, 3, 4)]
+    added = [
+        Tap(f'stage{i}', output=i - 1, has_branches=True) for i in (2, 3, 4)
+    ]
     return [Tap('layer1'), *added]
 
 
@@ -131,22 +136,39 @@ def _mixer(net: nn.Module, blocks: Blocks) -> list[Tap]:
     )
 
 
+def _efficientvim(net: nn.Module) -> list[Tap]:
+    # A stage ends with the merging in front of the next one.
+    stages = paths(net, 'stages')
+    ends = [paths(net, f'{stage}.blocks')[-1] for stage in stages]
+    merges = [f'{stage}.downsample' for stage in stages[:-1]]
+    return enter(map(Tap, ends), map(Tap, merges))
+
+
 def _named(net: nn.Module) -> list[Tap]:
     # The first of what the modules return; norms lie behind the pooling.
     return [Tap(info['module']) for info in net.feature_info]
 
 
+def _pit(net: nn.Module) -> list[Tap]:
+    # Class tokens are the second output.
+    taps = [replace(tap, has_branches=True) for tap in _named(net)]
+    pools = [replace(tap, source=f'{tap.source}.pool') for tap in taps[1:]]
+    return enter(taps, pools)
+
+
 def _visformer(net: nn.Module) -> list[Tap]:
     # Positions are added between the stages.
-    taps = _named(net)
+    taps = enter(_named(net), [Tap('patch_embed2'), Tap('patch_embed3')])
     taps[-1] = behind_norm(taps[-1], 'norm')
     return taps
 
 
 def _nest(net: nn.Module) -> list[Tap]:
-    taps = chain(split_at(paths(net, 'levels'), range(len(net.levels))))
+    levels = paths(net, 'levels')
+    pools = [f'{level}.pool' for level in levels[1:]]
+    taps = enter(map(Tap, levels), map(Tap, pools))
     # The norm takes channels last, to which the network turns the map.
-    taps[-1] = behind_norm(taps[-1], 'norm', layout='NHWC', steps=None)
+    taps[-1] = behind_norm(taps[-1], 'norm', layout='NHWC')
     return taps
 
 
@@ -183,7 +205,11 @@ def _twins(net: nn.Module) -> list[Tap]:
         # The position encoding follows the first block.
         single = len(blocks) == 1
         ends.append(f'pos_block.{index}' if single else blocks[-1])
-    taps = [Tap(end, 'NLC', grid_source=end) for end in ends]
+    taps, embeds = (
+        [Tap(path, 'NLC', grid_source=path) for path in modules]
+        for modules in (ends, paths(net, 'patch_embeds'))
+    )
+    taps = enter(taps, embeds[1:])
     taps[-1] = behind_norm(taps[-1], 'norm')
     return taps
 
@@ -239,9 +265,9 @@ DESCRIBED = dict(
     TResNet='TResNet',
     TinyVit='TinyViT',
     VovNet='VoVNet',
-    Xception='Xception',
-    XceptionAligned='Xception-41 to -71',
 )
+#: The same of networks whose maps lie inside blocks.
+INSIDE_BLOCKS = dict(Xception='Xception', XceptionAligned='Xception-41 to -71')
 #: The same with channels last.
 DESCRIBED_NHWC = dict(
     HieraDet='Hiera of SAM 2',
@@ -257,6 +283,14 @@ TIMM: dict[str, Family | str] = {
         **{
             name: Family(_described(), examples)
             for name, examples in DESCRIBED.items()
+        },
+        **{
+            name: Family(
+                _described(),
+                examples,
+                no_tail='they end inside blocks, whose shortcuts pass them by',
+            )
+            for name, examples in INSIDE_BLOCKS.items()
         },
         'FeatureListNet': Family(
             _feature_list, 'the above with `features_only=True`'
@@ -288,8 +322,8 @@ TIMM: dict[str, Family | str] = {
         'ConVit': Family(_convit, 'ConViT', isotropic=True),
         'Xcit': Family(_xcit, 'XCiT', isotropic=True),
         'MlpMixer': Family(_mixer, 'MLP-Mixer, ResMLP, gMLP', isotropic=True),
-        'EfficientViM': Family(_named, 'EfficientViM'),
-        'PoolingVisionTransformer': Family(_named, 'PiT'),
+        'EfficientViM': Family(_efficientvim, 'EfficientViM'),
+        'PoolingVisionTransformer': Family(_pit, 'PiT'),
         'Visformer': Family(_visformer, 'Visformer'),
         'Nest': Family(_nest, 'NesT'),
         'Levit': Family(_levit, 'LeViT'),

@@ -602,10 +602,9 @@ def test_fault_in_the_distiller(tiny, refuse, fault):
 
 
 def test_teacher_without_a_tail(tiny, refuse):
-    arch = dict(embed_dims=[4, 8, 16, 32], depths=[1] * 4, ffn_ratios=[2] * 4)
-    backbone = dict(type='VAN', arch=arch)
-    message = refuse(teacher=classifier(tiny, backbone, 32))
-    assert_names(message, "'tail'", 'VAN', 'SwinTransformer')
+    backbone = dict(type='TIMMBackbone', model_name='xception41p')
+    message = refuse(teacher=classifier(tiny, backbone, 2048))
+    assert_names(message, "'tail'", 'XceptionAligned', 'SwinTransformer')
 
 
 def test_blocks_of_another_depth(tiny, refuse):

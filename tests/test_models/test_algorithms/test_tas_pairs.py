@@ -159,10 +159,10 @@ def test_single_image_is_refused(build, tiny):
         (
             dict(
                 type='mmpretrain.TimmClassifier',
-                model_name='test_byobnet',
+                model_name='xception41p',
                 num_classes=5,
             ),
-            'ByobNet cannot be replayed',
+            'XceptionAligned cannot be replayed',
         ),
     ],
 )

@@ -118,7 +118,6 @@ def test_no_map_is_overwritten_by_what_follows(name, checks):
 @every_case
 def test_any_part_replayed_is_the_networks_own(name, checks):
     net = checks.ready(CASES[name][0]())
-    assert checks.find_replayable(net) == checks.all_pairs
     checks.replay(net, images_for(name))
 
 
