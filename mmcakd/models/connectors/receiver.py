@@ -1,5 +1,6 @@
 """The last stage and the head of a classifier, for other features."""
 
+import copy
 from contextlib import ExitStack
 
 import torch
@@ -73,8 +74,14 @@ class Receiver:
             self._watching.enter_context(recorder)
 
     def __deepcopy__(self, memo: dict) -> 'Receiver':
-        """Stay with the one model it belongs to."""
-        return self
+        """Belong to the copy of the model, or stay if that is shared."""
+        model = memo.get(id(self.model))
+        if model is None:
+            return self
+        clone = copy.copy(self)
+        clone.model = model
+        clone.tail = copy.deepcopy(self.tail, memo)
+        return clone
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -58,6 +58,7 @@ class Tail(nn.Module):
         self.backbone = backbone
         self.from_stage = from_stage
         self.to_stage = to_stage
+        self.blocks = blocks
         self.skip_transition = skip_transition
         self.fresh_extra_tokens = fresh_extra_tokens
         self.taps = find_taps(backbone, blocks)
@@ -71,8 +72,18 @@ class Tail(nn.Module):
             self.watch(self.end.grid_source, self._remember_end_grid)
 
     def __deepcopy__(self, memo: dict) -> 'Tail':
-        """Stay with the one network it belongs to."""
-        return self
+        """Belong to the copy of the network, or stay if that is shared."""
+        backbone = memo.get(id(self.backbone))
+        if backbone is None:
+            return self
+        return type(self)(
+            backbone,
+            self.from_stage,
+            self.to_stage,
+            self.blocks,
+            self.skip_transition,
+            self.fresh_extra_tokens,
+        )
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Run patch tokens ``(N, L, C)`` to ``(N, L', C')``.

@@ -366,7 +366,7 @@ def test_student_whose_last_stage_drops_paths(build, tiny):
 @pytest.mark.parametrize(
     ('student', 'teacher'), [('resnet', 'swin'), ('vit', 'resnet')]
 )
-def test_copy_shares_the_receiver_and_no_weights(
+def test_copy_shares_the_teacher_and_no_weights(
     build, tiny, student, teacher
 ):
     model = build(student, teacher)
@@ -376,7 +376,11 @@ def test_copy_shares_the_receiver_and_no_weights(
     assert twin.teacher is model.teacher
     own, copied = (m.distiller.connectors.assistant for m in (model, twin))
     assert copied is not own
-    assert copied.receiver is own.receiver
+    # A part of the teacher stays; one of the student is the copy's own.
+    assert (copied.receiver is own.receiver) == (student == 'resnet')
+    assert own.receiver.model is getattr(
+        model.teacher if student == 'resnet' else model, 'model', model.student
+    )
     theirs = {id(p) for p in twin.parameters()}
     assert not theirs & {id(p) for p in model.parameters()}
     assert not theirs & {id(p) for p in model.teacher.parameters()}
@@ -427,3 +431,19 @@ def test_exported_student_knows_nothing_of_the_assistant(
     plain = get_model(str(out.with_suffix('.py')), pretrained=str(out))
     logits = plain.eval()(images)
     assert torch.equal(logits, model.student.eval()(images))
+
+
+@pytest.mark.parametrize(('teacher', 'student'), [('resnet', 'swin')])
+def test_copy_trains_its_own_student(build, tiny, teacher, student):
+    """The assistant of a copy ends with the copy's own last stage."""
+    model = build(teacher, student).train()
+    batch = tiny.batch()
+    model(*batch, mode='loss')
+    clone = copy.deepcopy(model)
+    losses = clone(*batch, mode='loss')
+    sum(v for k, v in losses.items() if k.startswith('distill')).backward()
+    assert clone.student.head.fc.weight.grad.any()
+    assert all(p.grad is None for p in model.parameters())
+    expected = model(*batch, mode='loss')
+    for name, value in losses.items():
+        torch.testing.assert_close(value, expected[name])
