@@ -87,7 +87,7 @@ def test_every_backbone_of_mmpretrain_is_in_the_page(tool):
         ),
         (
             'RevVisionTransformer',
-            ['`fusion_layer`', '', 'NLC', '1', 'tokens']
+            ['`fusion_layer`', '', 'NLC', '0', 'tokens']
             + ['no: there is no other stage'],
         ),
     ],
