@@ -19,6 +19,7 @@ TYPES = dict(
     MODELS=dict(type='mmcakd.SoftTargetLoss'),
     TASK_UTILS=dict(type='mmcakd.StageOutputsRecorder'),
     HOOKS=dict(type='mmcakd.SeedByEpochHook'),
+    TRANSFORMS=dict(type='mmcakd.AnotherView', name='view1', transforms=[]),
 )
 SCOPES = [None, 'mmengine', 'mmpretrain', 'mmrazor', 'mmcakd']
 
@@ -59,7 +60,7 @@ def test_optimizer_wrapper_resolves_from_any_default_scope(scope):
 def test_plain_names_resolve_in_the_scope_of_mmcakd(kind):
     plain = TYPES[kind]['type'].partition('.')[2]
     with DefaultScope.overwrite_default_scope('mmcakd'):
-        built = getattr(registry, kind).build(dict(type=plain))
+        built = getattr(registry, kind).build(TYPES[kind] | dict(type=plain))
     assert type(built).__name__ == plain
 
 

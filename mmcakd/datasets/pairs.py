@@ -63,9 +63,8 @@ def _check_pipeline(dataset: Any, steps: list) -> None:
     apart = {
         id(inside)
         for step in walk(steps)
-        # MMCV's KeyMapper may transform the other input alone.
         if isinstance(step, (SharedTransforms, AnotherView))
-        or hasattr(step, 'mapping')
+        or _maps_inputs(step)
         for inside in walk([step])
     }
     for transform in walk(steps):
@@ -80,3 +79,9 @@ def _check_pipeline(dataset: Any, steps: list) -> None:
             )
     for loader in loaders:
         loader.check_dataset(dataset)
+
+
+def _maps_inputs(transform: Any) -> bool:
+    """Whether MMCV's KeyMapper or its kin transform another input, too."""
+    mapping = getattr(transform, 'mapping', None) or {}
+    return mapping.get('img', 'img') != 'img'

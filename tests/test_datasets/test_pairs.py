@@ -342,6 +342,7 @@ def test_a_folder_that_is_not_there_is_found_out(write):
         dict(type='ResizeEdge', scale=32),
         dict(type='RandomApply', transforms=[FLIP], prob=0.5),
         dict(type='torchvision/RandomHorizontalFlip'),
+        dict(type='KeyMapper', mapping=dict(a='b'), transforms=[FLIP]),
     ],
 )
 @pytest.mark.parametrize('place', [0, 1])

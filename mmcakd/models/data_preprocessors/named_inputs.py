@@ -235,10 +235,10 @@ class NamedInputsPreprocessor(BaseDataPreprocessor):
     def __setattr__(self, name: str, value: Any) -> None:
         image = self._find_image()
         is_own = name in vars(self) or hasattr(type(self), name)
-        if image is None or is_own or name == 'inputs':
-            super().__setattr__(name, value)
-        else:
+        if image is not None and not is_own and hasattr(image, name):
             setattr(image, name, value)
+        else:
+            super().__setattr__(name, value)
 
 
 def _sizes(

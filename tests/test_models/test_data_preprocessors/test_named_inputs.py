@@ -9,6 +9,7 @@ from mmpretrain.engine.hooks import SwitchRecipeHook
 from mmpretrain.models import ClsDataPreprocessor
 from mmpretrain.models.utils.batch_augments import RandomBatchAugment
 from mmpretrain.structures import DataSample
+from torch import nn
 from torch.testing import assert_close
 
 from mmcakd.models.data_preprocessors import NamedInputsPreprocessor
@@ -29,6 +30,10 @@ MIXUP = dict(augments=dict(type='mmpretrain.Mixup', alpha=1.0))
 
 
 class Model(BaseModel):
+    def __init__(self, data_preprocessor: nn.Module) -> None:
+        super().__init__(data_preprocessor)
+        self.conv = nn.Conv2d(3, 2, 1)
+
     def forward(self, inputs, data_samples=None, mode='tensor'):
         return inputs
 
@@ -218,6 +223,12 @@ def test_a_copy_is_its_own(copy_):
     twin.mean.zero_()
     assert preprocessor.mean.flatten().tolist() == IMAGE['mean']
     assert type(twin.of('image')) is ClsDataPreprocessor
+
+
+def test_a_model_that_has_it_is_initialised():
+    model = Model(data_preprocessor=build())
+    model.init_weights()
+    assert model.state_dict().keys() == {'conv.weight', 'conv.bias'}
 
 
 def test_nothing_of_it_is_saved():
