@@ -1,17 +1,23 @@
-"""What lets the 2023 OpenMMLab stack run on today's PyTorch.
+"""What lets the OpenMMLab stack run on today's PyTorch.
 
-MMRazor 1.0.0 was released for PyTorch 1.13 and MMPretrain 1.2.0 for 2.0. Each
-function here mends one break, looks first whether the break is there, and does
-nothing where it is not. :func:`apply` runs them in order when ``mmcakd`` is
-imported; nothing is forked and no file on disk is changed.
+MMRazor 1.0.0 was released for PyTorch 1.13 and MMPretrain 1.2.0 for 2.0; of
+the second, but not of the first, there is a continuation. Each function here
+mends one break, looks first whether the break is there, and does nothing
+where it is not. :func:`apply` runs them in order when ``mmcakd`` is imported;
+nothing is forked and no file on disk is changed.
 """
 
 import importlib
 import math
 import os
 import sys
+import warnings
 from functools import wraps
-from importlib.util import find_spec
+from importlib.util import (
+    find_spec,
+    module_from_spec,
+    spec_from_file_location,
+)
 from inspect import signature
 from numbers import Rational, Real
 from pathlib import Path
@@ -23,51 +29,148 @@ import torch
 from mmengine.registry import Registry
 from mmengine.runner import Runner
 from mmengine.utils import digit_version
+from packaging.specifiers import SpecifierSet
 
-#: Versions this release supports: ``lower <= installed < upper``.
-SUPPORTED = dict(
-    # Before 2.6 `torch.load` runs code stored in a checkpoint.
-    torch=('2.6.0', '2.14.0'),
-    mmengine=('0.10.4', '0.11.0'),
-    mmcv=('2.0.0', '2.2.0'),
-    mmpretrain=('1.2.0', '1.3.0'),
-    mmrazor=('1.0.0', '1.1.0'),
+#: The releases of torch that this one was tested with. Before 2.6
+#: ``torch.load`` runs code that is stored in a checkpoint.
+TORCH = '>=2.6,<2.16'
+
+#: The releases that each of the two stacks may consist of. They have the same
+#: import names: OpenMMLab's own packages, and their continuation.
+STACKS = dict(
+    classic=dict(
+        mmengine='>=0.10.4,<0.11',
+        mmcv='>=2.0,<2.2',
+        mmpretrain='>=1.2,<1.3',
+        mmrazor='>=1.0,<1.1',
+    ),
+    onedl=dict(
+        mmengine='>=0.10.12,<0.11',
+        mmcv='>=2.3.6,<2.4',
+        mmpretrain='>=1.3.6,<1.4',
+        mmrazor='>=1.0,<1.1',  # has not been continued
+    ),
+)
+
+#: What PyPI calls the packages of each stack, in the same order. The full
+#: mmcv has the operators of mmcv-lite and more.
+DISTRIBUTIONS = dict(
+    classic=('mmengine', 'mmcv-lite', 'mmpretrain', 'mmrazor', 'mmcv'),
+    onedl=('onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain', 'mmrazor'),
 )
 
 
+def find_version(package: str) -> str | None:
+    """The version of a package as it would be imported, without importing it.
+
+    Packages of one name are installed under several, and one that lies on the
+    path under none.
+
+    Args:
+        package: The name that it is imported by.
+
+    Returns:
+        None if it is not there.
+    """
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        return None
+    file = Path(spec.origin).with_name('version.py')
+    spec = spec_from_file_location(f'version_of_{package}', file)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.__version__
+
+
+def is_within(version: str | None, window: str) -> bool:
+    """Whether a release, also one before its time, lies in a window."""
+    if version is None:
+        return False
+    return SpecifierSet(window).contains(version, prereleases=True)
+
+
+def find_stack() -> str:
+    """The stack that the installed packages are of, by their versions.
+
+    Returns:
+        The name in :data:`STACKS` of the one with most packages inside their
+        windows; ``'classic'`` where nothing tells them apart.
+    """
+
+    def fit(stack: str) -> int:
+        windows = STACKS[stack].items()
+        return sum(is_within(find_version(name), w) for name, w in windows)
+
+    return max(STACKS, key=fit)
+
+
 def check_versions() -> None:
-    """Check that the installed packages lie in the supported window.
+    """Check that torch and one of the two stacks are installed, and one alone.
+
+    A torch that is newer than those tested is warned of.
 
     Raises:
-        ImportError: A package of :data:`SUPPORTED` is missing or outside its
-            window. The message names the version to install.
+        ImportError: A package is missing or outside its window, or two
+            distributions wrote its folder. The message says what to install.
+    """
+    found = find_version('torch')
+    if not is_within(found, TORCH):
+        told = (
+            f'mmcakd was tested with torch {TORCH}, and {found} is installed'
+        )
+        if is_within(found, TORCH.partition(',')[0]):
+            warnings.warn(told, stacklevel=2)
+        else:
+            raise ImportError(f'{told}: pip install "torch{TORCH}"')
+    check_distributions()
+    stack = find_stack()
+    names = DISTRIBUTIONS[stack]
+    for name, (package, window) in zip(
+        names, STACKS[stack].items(), strict=False
+    ):
+        found = find_version(package)
+        if not is_within(found, window):
+            raise ImportError(
+                f'mmcakd needs {package} {window} in the {stack} stack, and '
+                f'{found or "none"} is installed: '
+                f'pip install "{name}{window}"'
+            )
+
+
+def check_distributions() -> None:
+    """Check that no two distributions wrote the same folder.
+
+    The last one overwrote files of the other, and to uninstall one of the two
+    removes files of both.
+
+    Raises:
+        ImportError: Two did. The message has the line that mends it.
     """
     from importlib.metadata import PackageNotFoundError, version
 
-    for name, (lower, upper) in SUPPORTED.items():
-        candidates = ('mmcv', 'mmcv-lite') if name == 'mmcv' else (name,)
-        for candidate in candidates:
-            try:
-                installed = version(candidate)
-                break
-            except PackageNotFoundError:
-                continue
-        else:
+    def is_installed(name: str) -> bool:
+        try:
+            version(name)
+        except PackageNotFoundError:
+            return False
+        return True
+
+    installed = {
+        stack: [name for name in names if is_installed(name)]
+        for stack, names in DISTRIBUTIONS.items()
+    }
+    names = dict.fromkeys(sum(installed.values(), []))
+    for package in STACKS['classic']:
+        same = [
+            name
+            for name in names
+            if name.removeprefix('onedl-').removesuffix('-lite') == package
+        ]
+        if len(same) > 1:
             raise ImportError(
-                f'mmcakd needs {" or ".join(candidates)} >={lower}, <{upper}, '
-                f'which is not installed: pip install '
-                f'"{candidates[-1]}>={lower},<{upper}"'
-            )
-        # A local suffix such as "+cpu" says how it was built, not which it is.
-        if not (
-            digit_version(lower)
-            <= digit_version(installed.split('+')[0])
-            < digit_version(upper)
-        ):
-            raise ImportError(
-                f'mmcakd supports {candidate} >={lower}, <{upper}, but '
-                f'{installed} is installed: pip install '
-                f'"{candidate}>={lower},<{upper}"'
+                f'{" and ".join(same)} are both installed and write the same '
+                f'folder, {package}, so that neither is whole: '
+                f'pip uninstall -y {" ".join(names)}, and install mmcakd again'
             )
 
 
@@ -100,6 +203,29 @@ def declare_torchvision_ops() -> None:
             library.define(operator + schema)
     # A library's definitions live as long as the object.
     declare_torchvision_ops.library = library  # type: ignore[attr-defined]
+
+
+def import_mmrazor_beside_newer_mmcv() -> None:
+    """Let MMRazor be imported beside a newer mmcv than it knew.
+
+    It asserts that mmcv is 2.1.0 at most, whose parts that it uses have not
+    changed. The version that mmcv tells is another one for that import alone.
+
+    Unnecessary once MMRazor asks for mmcv < 3.
+    """
+    import mmcv
+
+    newest = '2.1.0'
+    version = mmcv.__version__
+    if 'mmrazor' in sys.modules or not digit_version(version) > digit_version(
+        newest
+    ):
+        return
+    mmcv.__version__ = newest
+    try:
+        importlib.import_module('mmrazor')
+    finally:
+        mmcv.__version__ = version
 
 
 def stub_quantization_backends() -> None:
@@ -423,6 +549,25 @@ def read_checkpoints_safely() -> None:
     checkpoint.load_from_http = load_from_http
 
 
+def never_unpickle() -> None:
+    """Let the continuation of MMEngine read weights only, always.
+
+    What it cannot read so it reads again by unpickling it, and runs what is
+    in it: also files that its loaders for S3 and other stores fetch.
+
+    Unnecessary once it stops at the first try.
+    """
+    from mmengine.runner import checkpoint
+
+    if not hasattr(checkpoint, '_safe_torch_load'):
+        return
+
+    def load(file, map_location=None, weights_only=True):
+        return torch.load(file, map_location=map_location, weights_only=True)
+
+    checkpoint._safe_torch_load = load
+
+
 def refuse_to_resume_from_weights() -> None:
     """Say so when a file to resume from is no checkpoint of a training.
 
@@ -730,6 +875,7 @@ def switch_batch_augments_on() -> None:
 #: In the order they are applied: the first ones make later imports possible.
 FIXES = (
     declare_torchvision_ops,
+    import_mmrazor_beside_newer_mmcv,
     stub_quantization_backends,
     leave_out_multimodal_models,
     let_mmrazor_find_mmpretrain,
@@ -745,6 +891,7 @@ FIXES = (
     spell_out_infinite_settings,
     write_files_whole,
     read_checkpoints_safely,
+    never_unpickle,
     refuse_to_resume_from_weights,
     keep_the_last_checkpoint,
     find_checkpoints_that_load,
