@@ -11,13 +11,8 @@ import importlib
 import math
 import os
 import sys
-import warnings
 from functools import wraps
-from importlib.util import (
-    find_spec,
-    module_from_spec,
-    spec_from_file_location,
-)
+from importlib.util import find_spec
 from inspect import signature
 from numbers import Rational, Real
 from pathlib import Path
@@ -29,149 +24,6 @@ import torch
 from mmengine.registry import Registry
 from mmengine.runner import Runner
 from mmengine.utils import digit_version
-from packaging.specifiers import SpecifierSet
-
-#: The releases of torch that this one was tested with. Before 2.6
-#: ``torch.load`` runs code that is stored in a checkpoint.
-TORCH = '>=2.6,<2.16'
-
-#: The releases that each of the two stacks may consist of. They have the same
-#: import names: OpenMMLab's own packages, and their continuation.
-STACKS = dict(
-    classic=dict(
-        mmengine='>=0.10.4,<0.11',
-        mmcv='>=2.0,<2.2',
-        mmpretrain='>=1.2,<1.3',
-        mmrazor='>=1.0,<1.1',
-    ),
-    onedl=dict(
-        mmengine='>=0.10.12,<0.11',
-        mmcv='>=2.3.6,<2.4',
-        mmpretrain='>=1.3.6,<1.4',
-        mmrazor='>=1.0,<1.1',  # has not been continued
-    ),
-)
-
-#: What PyPI calls the packages of each stack, in the same order. The full
-#: mmcv has the operators of mmcv-lite and more.
-DISTRIBUTIONS = dict(
-    classic=('mmengine', 'mmcv-lite', 'mmpretrain', 'mmrazor', 'mmcv'),
-    onedl=('onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain', 'mmrazor'),
-)
-
-
-def find_version(package: str) -> str | None:
-    """The version of a package as it would be imported, without importing it.
-
-    Packages of one name are installed under several, and one that lies on the
-    path under none.
-
-    Args:
-        package: The name that it is imported by.
-
-    Returns:
-        None if it is not there.
-    """
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        return None
-    file = Path(spec.origin).with_name('version.py')
-    spec = spec_from_file_location(f'version_of_{package}', file)
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.__version__
-
-
-def is_within(version: str | None, window: str) -> bool:
-    """Whether a release, also one before its time, lies in a window."""
-    if version is None:
-        return False
-    return SpecifierSet(window).contains(version, prereleases=True)
-
-
-def find_stack() -> str:
-    """The stack that the installed packages are of, by their versions.
-
-    Returns:
-        The name in :data:`STACKS` of the one with most packages inside their
-        windows; ``'classic'`` where nothing tells them apart.
-    """
-
-    def fit(stack: str) -> int:
-        windows = STACKS[stack].items()
-        return sum(is_within(find_version(name), w) for name, w in windows)
-
-    return max(STACKS, key=fit)
-
-
-def check_versions() -> None:
-    """Check that torch and one of the two stacks are installed, and one alone.
-
-    A torch that is newer than those tested is warned of.
-
-    Raises:
-        ImportError: A package is missing or outside its window, or two
-            distributions wrote its folder. The message says what to install.
-    """
-    found = find_version('torch')
-    if not is_within(found, TORCH):
-        told = (
-            f'mmcakd was tested with torch {TORCH}, and {found} is installed'
-        )
-        if is_within(found, TORCH.partition(',')[0]):
-            warnings.warn(told, stacklevel=2)
-        else:
-            raise ImportError(f'{told}: pip install "torch{TORCH}"')
-    check_distributions()
-    stack = find_stack()
-    names = DISTRIBUTIONS[stack]
-    for name, (package, window) in zip(
-        names, STACKS[stack].items(), strict=False
-    ):
-        found = find_version(package)
-        if not is_within(found, window):
-            raise ImportError(
-                f'mmcakd needs {package} {window} in the {stack} stack, and '
-                f'{found or "none"} is installed: '
-                f'pip install "{name}{window}"'
-            )
-
-
-def check_distributions() -> None:
-    """Check that no two distributions wrote the same folder.
-
-    The last one overwrote files of the other, and to uninstall one of the two
-    removes files of both.
-
-    Raises:
-        ImportError: Two did. The message has the line that mends it.
-    """
-    from importlib.metadata import PackageNotFoundError, version
-
-    def is_installed(name: str) -> bool:
-        try:
-            version(name)
-        except PackageNotFoundError:
-            return False
-        return True
-
-    installed = {
-        stack: [name for name in names if is_installed(name)]
-        for stack, names in DISTRIBUTIONS.items()
-    }
-    names = dict.fromkeys(sum(installed.values(), []))
-    for package in STACKS['classic']:
-        same = [
-            name
-            for name in names
-            if name.removeprefix('onedl-').removesuffix('-lite') == package
-        ]
-        if len(same) > 1:
-            raise ImportError(
-                f'{" and ".join(same)} are both installed and write the same '
-                f'folder, {package}, so that neither is whole: '
-                f'pip uninstall -y {" ".join(names)}, and install mmcakd again'
-            )
 
 
 def declare_torchvision_ops() -> None:
@@ -899,7 +751,6 @@ FIXES = (
 
 
 def apply() -> None:
-    """Check the versions, then apply every fix that is needed."""
-    check_versions()
+    """Apply every fix that is needed."""
     for fix in FIXES:
         fix()

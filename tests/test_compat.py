@@ -11,6 +11,7 @@ import typing
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import pytest
@@ -913,76 +914,90 @@ def test_without_the_fix_a_config_with_infinity_cannot_be_read():
     assert done.returncode == 0, done.stderr
 
 
-# ---------------------------------------------------------------- versions
+# ------------------------------------------- MMRazor beside a newer mmcv
+
+
+def test_mmrazor_is_imported_beside_a_newer_mmcv():
+    done = run_fresh("""
+        import mmcv
+        mmcv.__version__ = '2.3.6'
+        import mmcakd
+        import mmrazor.models
+        assert mmcv.__version__ == '2.3.6'
+    """)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_the_fix_mmrazor_refuses_a_newer_mmcv():
+    done = run_fresh("""
+        import mmcv
+        mmcv.__version__ = '2.3.6'
+        import mmrazor
+    """)
+    assert 'Please install mmcv>=2.0.0rc1, <=2.1.0' in done.stderr
+
+
+# --------------------------------------------------- weights only, always
+
+
+class Trap:
+    """Makes the folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+class Store:
+    """A file store that MMEngine reads through."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def get(self, name):
+        return self.file.read_bytes()
 
 
 @pytest.fixture
-def pretend(monkeypatch):
-    """Pretend that other versions are installed; None for not installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {}
-
-    def pretended(name):
-        if name not in versions:
-            return version(name)
-        if versions[name] is None:
-            raise PackageNotFoundError(name)
-        return versions[name]
-
-    monkeypatch.setattr('importlib.metadata.version', pretended)
-    return versions.update
+def trap(tmp_path):
+    torch.save(dict(state_dict=Trap(tmp_path / 'sprung')), tmp_path / 'trap')
+    yield tmp_path / 'trap'
+    assert not (tmp_path / 'sprung').exists()
 
 
-def test_installed_versions_are_supported():
-    compat.check_versions()
+def test_no_loader_of_mmengine_unpickles(trap, monkeypatch):
+    from mmengine.runner import CheckpointLoader, checkpoint
+
+    monkeypatch.setattr(
+        checkpoint, 'get_file_backend', lambda *args, **kwargs: Store(trap)
+    )
+    monkeypatch.setenv('MMENGINE_HOME', str(trap.parent))
+    monkeypatch.setattr(
+        checkpoint, 'get_external_models', lambda: dict(trap='trap')
+    )
+    for name in (str(trap), 's3://bucket/trap', 'openmmlab://trap'):
+        with pytest.raises(Exception, match='(?i)weights|unpickl|code|trap'):
+            CheckpointLoader.load_checkpoint(name, 'cpu')
 
 
-@pytest.mark.parametrize('package', compat.SUPPORTED)
-@pytest.mark.parametrize('end', ['below', 'at the upper end'])
-def test_unsupported_version_is_named_with_its_cure(pretend, package, end):
-    lower, upper = compat.SUPPORTED[package]
-    found = '0.0.1' if end == 'below' else upper
-    pretend({package: found})
-    with pytest.raises(ImportError) as caught:
-        compat.check_versions()
-    message = str(caught.value)
-    assert package in message
-    assert found in message
-    assert f'pip install "{package}>={lower},<{upper}"' in message
+def test_fall_back_to_unpickling_is_taken_away(trap, monkeypatch):
+    from mmengine.runner import checkpoint
 
+    def falls_back(file, map_location=None, weights_only=None):
+        return torch.load(file, map_location, weights_only=False)
 
-@pytest.mark.parametrize('package', compat.SUPPORTED)
-def test_missing_package_is_named_with_its_cure(pretend, package):
-    pretend({package: None})
-    if package == 'mmcv':
-        pretend({'mmcv-lite': None})
-    with pytest.raises(ImportError, match=f'{package}.*not installed'):
-        compat.check_versions()
-    with pytest.raises(ImportError, match=f'pip install "{package}'):
-        compat.check_versions()
-
-
-@pytest.mark.parametrize('package', ['mmcv', 'mmcv-lite'])
-def test_either_build_of_mmcv_will_do(pretend, package):
-    pretend({'mmcv': None, 'mmcv-lite': None})
-    pretend({package: '2.1.0'})
-    compat.check_versions()
-    pretend({package: '2.2.0'})
-    with pytest.raises(ImportError, match=rf'{package} >=.*2\.2\.0'):
-        compat.check_versions()
-
-
-@pytest.mark.parametrize('version', ['2.13.0+cpu', '2.6.0+cu124', '2.13.1'])
-def test_how_torch_was_built_does_not_matter(pretend, version):
-    pretend(dict(torch=version))
-    compat.check_versions()
-
-
-def test_import_fails_under_an_unsupported_version(pretend):
-    pretend(dict(mmrazor='0.3.1'))
-    with pytest.raises(ImportError, match=r'mmrazor.*0\.3\.1'):
-        compat.apply()
+    monkeypatch.setattr(
+        checkpoint, '_safe_torch_load', falls_back, raising=False
+    )
+    compat.never_unpickle()
+    for asked in (None, True, False):
+        with pytest.raises(UnpicklingError, match='(?i)weights.only'):
+            checkpoint._safe_torch_load(trap, weights_only=asked)
+    plain = trap.with_name('plain')
+    torch.save(dict(weight=torch.ones(2)), plain)
+    assert checkpoint._safe_torch_load(plain, 'cpu')['weight'].sum() == 2
 
 
 # ---------------------------------------------- hooks and layer-wise decay
