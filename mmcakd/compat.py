@@ -495,6 +495,26 @@ def spell_out_infinite_settings() -> None:
     Config.pretty_text = property(pretty_text)
 
 
+def restore_dropped_names_of_numpy() -> None:
+    """Give two modules the names that numpy dropped in 1.24 and in 2.4.
+
+    They are ``np.int``, by which MMRazor encodes the candidates of a search,
+    and ``np.in1d``, by which MMPretrain computes the recall of a retrieval.
+    The two modules alone see them.
+
+    Unnecessary once MMRazor and MMPretrain write ``int`` and ``np.isin``.
+    """
+    import numpy as np
+    from mmpretrain.evaluation.metrics import retrieval
+    from mmrazor.models.task_modules.predictor import metric_predictor
+
+    dropped = ((metric_predictor, 'int', int), (retrieval, 'in1d', np.isin))
+    for module, name, value in dropped:
+        if not hasattr(module.np, name):
+            module.np = ModuleType('numpy', f'numpy with {name}.')
+            vars(module.np).update(vars(np), **{name: value})
+
+
 def call_validation_hooks_once() -> None:
     """Let a validation of student and teacher call each hook once.
 
@@ -552,18 +572,21 @@ def leave_out_multimodal_models() -> None:
     """
     from importlib.metadata import version
 
+    import mmpretrain
     from mmpretrain.utils import dependency
 
     if not dependency.WITH_MULTIMODAL:
         return
+    classic = digit_version(mmpretrain.__version__) < digit_version('1.3')
+    bound = '4.52' if classic else '5'
     installed = version('transformers')
-    if digit_version(installed) < digit_version('4.52'):
+    if digit_version(installed) < digit_version(bound):
         return
 
     def unavailable(*args, **kwargs):
         raise ImportError(
-            "MMPretrain's multimodal models need transformers < 4.52, but "
-            f'{installed} is installed: pip install "transformers<4.52"'
+            f"MMPretrain's multimodal models need transformers < {bound}, "
+            f'but {installed} is installed: pip install "transformers<{bound}"'
         )
 
     def register_placeholders(names: list[str], registry: Registry) -> None:
@@ -739,6 +762,7 @@ FIXES = (
     rename_weights_of_wrapped_models,
     decay_layers_without_weight_decay,
     switch_batch_augments_on,
+    restore_dropped_names_of_numpy,
     call_validation_hooks_once,
     spell_out_infinite_settings,
     write_files_whole,

@@ -12,6 +12,7 @@ import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from pickle import UnpicklingError
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from mmengine.logging import HistoryBuffer, MessageHub
 
 import mmcakd.compat as compat
+from mmcakd.stacks import find_stack
 
 ROOT = Path(compat.__file__).parents[1]
 BACKENDS = 'mmrazor.structures.quantization.backend_config'
@@ -265,7 +267,8 @@ def test_multimodal_models_are_left_out_and_say_why():
                 print(error)
         """)
     version = importlib.metadata.version('transformers')
-    message = f'need transformers < 4.52, but {version} is installed'
+    bound = '4.52' if find_stack() == 'classic' else '5'
+    message = f'need transformers < {bound}, but {version} is installed'
     assert done.stdout.count(message) == 3, done.stderr
 
 
@@ -283,18 +286,21 @@ def dependency(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ('version', 'is_kept'),
+    ('mmpretrain', 'version', 'is_kept'),
     [
-        ('4.40.2', True),
-        ('4.51.3', True),
-        ('4.52.0', False),
-        ('4.57.6', False),
-        ('5.24.0', False),
+        ('1.2.0', '4.40.2', True),
+        ('1.2.0', '4.51.3', True),
+        ('1.2.0', '4.52.0', False),
+        ('1.2.0', '4.57.6', False),
+        ('1.2.0', '5.24.0', False),
+        ('1.3.6', '4.57.6', True),
+        ('1.3.6', '5.0.0', False),
     ],
 )
 def test_multimodal_models_stay_where_they_can_be_imported(
-    dependency, monkeypatch, version, is_kept
+    dependency, monkeypatch, mmpretrain, version, is_kept
 ):
+    monkeypatch.setattr('mmpretrain.__version__', mmpretrain)
     monkeypatch.setattr(importlib.metadata, 'version', lambda name: version)
     compat.leave_out_multimodal_models()
     assert dependency.WITH_MULTIMODAL is is_kept
@@ -935,6 +941,48 @@ def test_without_the_fix_mmrazor_refuses_a_newer_mmcv():
         import mmrazor
     """)
     assert 'Please install mmcv>=2.0.0rc1, <=2.1.0' in done.stderr
+
+
+# ------------------------------------------------ names that numpy dropped
+
+
+def test_mmrazor_encodes_a_candidate_of_a_search():
+    from mmrazor.models.task_modules.predictor.metric_predictor import (
+        MetricPredictor,
+    )
+
+    predictor = MetricPredictor.__new__(MetricPredictor)
+    group = SimpleNamespace(choices=[8, 16, 32])
+    predictor.search_groups = {0: [group], 1: [group]}
+    vectors = predictor.model2vector({0: 16, 1: 32})
+    assert vectors['normal_vector'] == [1, 2]
+    assert list(map(int, vectors['onehot_vector'])) == [0, 1, 0, 0, 0, 1]
+
+
+def test_mmpretrain_computes_the_recall_of_a_retrieval():
+    from mmpretrain.evaluation.metrics.retrieval import RetrievalRecall
+
+    recall = RetrievalRecall.calculate(
+        [[0, 1], [2, 3]],
+        [[1], [0]],
+        topk=2,
+        pred_indices=True,
+        target_indices=True,
+    )
+    assert [float(value) for value in recall] == [50.0]
+
+
+def test_other_modules_see_no_dropped_names(monkeypatch):
+    from mmrazor.models.task_modules.predictor import metric_predictor
+
+    monkeypatch.setattr(metric_predictor, 'np', np)
+    compat.restore_dropped_names_of_numpy()
+    assert metric_predictor.np.int is int
+    assert metric_predictor.np.zeros is np.zeros
+    assert not hasattr(np, 'int')
+    patched = metric_predictor.np
+    compat.restore_dropped_names_of_numpy()
+    assert metric_predictor.np is patched
 
 
 # --------------------------------------------------- weights only, always
