@@ -11,6 +11,7 @@ import importlib
 import math
 import os
 import sys
+from contextlib import redirect_stdout
 from functools import wraps
 from importlib.util import find_spec
 from inspect import signature
@@ -597,6 +598,19 @@ def leave_out_multimodal_models() -> None:
     dependency.register_multimodal_placeholder = register_placeholders
 
 
+def print_nothing_when_imported() -> None:
+    """Let the continuation of MMPretrain keep off a tool's output.
+
+    Its data sets print "Could not import OneDL", about a service that hardly
+    anybody has, to where a tool prints a table or JSON. It goes to the
+    standard error.
+
+    Unnecessary once it is logged.
+    """
+    with redirect_stdout(sys.stderr):
+        importlib.import_module('mmpretrain.datasets')
+
+
 def let_mmrazor_find_mmpretrain() -> None:
     """Give MMRazor the parts of MMPretrain that it looks for in ``mmcls``.
 
@@ -753,6 +767,7 @@ FIXES = (
     import_mmrazor_beside_newer_mmcv,
     stub_quantization_backends,
     leave_out_multimodal_models,
+    print_nothing_when_imported,
     let_mmrazor_find_mmpretrain,
     trust_mmengine_checkpoints,
     see_plain_dicts_of_modules,
