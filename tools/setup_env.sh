@@ -2,7 +2,7 @@
 # Creates or reuses the project's virtual environment. Meant to be sourced.
 #
 #   MMCAKD_STACK   OpenMMLab's packages: classic (default) or onedl, their continuation
-#   MMCAKD_VENV    where it is (default: .venv in the repository, or .venv-onedl)
+#   MMCAKD_VENV    where it is (default: .venv in the repository); -onedl is added for onedl
 #   MMCAKD_PYTHON  the Python that makes it (default: python3.11, python3.12 or python3)
 #
 # Which package index is used, and so whether torch comes with CUDA, is up to
@@ -10,7 +10,8 @@
 
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 STACK=${MMCAKD_STACK:-classic}
-VENV=${MMCAKD_VENV:-$REPO/.venv$([ "$STACK" = classic ] || echo "-$STACK")}
+# The two write the same folders: never into one environment.
+VENV=${MMCAKD_VENV:-$REPO/.venv}$([ "$STACK" = classic ] || echo "-$STACK")
 PYTHON=$VENV/bin/python
 
 setup_env_fail() {

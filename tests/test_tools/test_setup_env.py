@@ -78,6 +78,7 @@ def environment(tmp_path):
         'esac\n'
     )
     python.chmod(0o755)
+    (tmp_path / 'v-onedl').symlink_to('v')
     return tmp_path
 
 
