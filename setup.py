@@ -121,7 +121,7 @@ setup(
     ],
     packages=find_packages(include=['mmcakd', 'mmcakd.*']),
     include_package_data=True,
-    python_requires='>=3.10',
+    python_requires='>=3.11',
     install_requires=requirements('runtime'),
     extras_require=extras,
     cmdclass=dict(build_py=BuildWithMim),

@@ -45,7 +45,7 @@ mkdir "$WORK/checkout"
 (cd "$WORK/checkout" && git init -q && git add -A && git -c user.name=a -c user.email=a@b commit -qm copy)
 
 count=0
-while read -r line; do
+while read -r -u 3 line; do
     case "$line" in
     *torch*) torch=$line && continue ;;
     *onedl*) stack=onedl ;;
@@ -74,7 +74,7 @@ while read -r line; do
     use "$env" "$stack"
     echo "check_install: works, $((SECONDS - started)) s"
     count=$((count + 1))
-done < <(lines)
+done 3< <(lines)
 [ "$count" -gt 0 ] || {
     echo 'check_install: README.md has no install lines' >&2
     exit 1
