@@ -14,10 +14,17 @@ def version() -> str:
     return scope['__version__']
 
 
-def requirements(name: str) -> list:
-    lines = (ROOT / 'requirements' / f'{name}.txt').read_text('utf-8')
-    lines = (line.partition('#')[0].strip() for line in lines.splitlines())
-    return [line for line in lines if line]
+def requirements(*names: str) -> list:
+    found = {}
+    for name in names:
+        text = (ROOT / 'requirements' / f'{name}.txt').read_text('utf-8')
+        for line in text.splitlines():
+            line = line.partition('#')[0].strip()
+            if line.startswith('-r '):
+                found |= dict.fromkeys(requirements(line[3:-4]))
+            elif line:
+                found[line] = None
+    return list(found)
 
 
 def long_description() -> str:
@@ -70,8 +77,21 @@ class BuildWithMim(build_py):
             shutil.copy2(source, target)
 
 
-extras = {name: requirements(name) for name in ('lite', 'optional', 'tests')}
-extras['all'] = sum(extras.values(), [])
+# OpenMMLab's packages are extras, since two stacks of them exclude each other:
+# one of lite, full, downstream and onedl.
+lite = ('classic', 'lite')
+extras = dict(
+    classic=requirements(*lite),
+    lite=requirements(*lite),
+    full=requirements('classic', 'full'),
+    downstream=requirements('classic', 'downstream'),
+    onedl=requirements('onedl'),
+    huggingface=requirements('huggingface'),
+    optional=requirements('optional'),
+    tests=requirements('tests'),
+    dev=requirements(*lite, 'optional', 'tests'),
+    all=requirements(*lite, 'optional', 'huggingface'),
+)
 
 setup(
     name='mmcakd',
@@ -81,17 +101,27 @@ setup(
     long_description_content_type='text/markdown',
     author='mmcakd contributors',
     license='Apache-2.0',
-    keywords='knowledge distillation, vision transformer, OpenMMLab',
+    license_files=['LICENSE'],
+    keywords=(
+        'knowledge distillation, cross-architecture, vision transformer, '
+        'model compression, OpenMMLab, PyTorch'
+    ),
     classifiers=[
-        'Development Status :: 3 - Alpha',
+        'Development Status :: 4 - Beta',
+        'Intended Audience :: Developers',
         'Intended Audience :: Science/Research',
         'Operating System :: OS Independent',
         'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3 :: Only',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Topic :: Scientific/Engineering :: Image Recognition',
     ],
     packages=find_packages(include=['mmcakd', 'mmcakd.*']),
     include_package_data=True,
-    python_requires='>=3.10',
+    python_requires='>=3.11',
     install_requires=requirements('runtime'),
     extras_require=extras,
     cmdclass=dict(build_py=BuildWithMim),

@@ -1,9 +1,14 @@
 """Cross-architecture knowledge distillation for OpenMMLab."""
 
-from mmengine.config.utils import MODULE2PACKAGE
-
-from . import compat
+from .stacks import check_versions
 from .version import __version__
+
+# First of all: what it finds could not be told once an import has failed.
+check_versions()
+
+from mmengine.config.utils import MODULE2PACKAGE  # noqa: E402
+
+from . import compat  # noqa: E402
 
 compat.apply()
 

@@ -1,15 +1,17 @@
-"""What lets the 2023 OpenMMLab stack run on today's PyTorch.
+"""What lets the OpenMMLab stack run on today's PyTorch.
 
-MMRazor 1.0.0 was released for PyTorch 1.13 and MMPretrain 1.2.0 for 2.0. Each
-function here mends one break, looks first whether the break is there, and does
-nothing where it is not. :func:`apply` runs them in order when ``mmcakd`` is
-imported; nothing is forked and no file on disk is changed.
+MMRazor 1.0.0 was released for PyTorch 1.13 and MMPretrain 1.2.0 for 2.0; of
+the second, but not of the first, there is a continuation. Each function here
+mends one break, looks first whether the break is there, and does nothing
+where it is not. :func:`apply` runs them in order when ``mmcakd`` is imported;
+nothing is forked and no file on disk is changed.
 """
 
 import importlib
 import math
 import os
 import sys
+from contextlib import redirect_stdout
 from functools import wraps
 from importlib.util import find_spec
 from inspect import signature
@@ -23,52 +25,6 @@ import torch
 from mmengine.registry import Registry
 from mmengine.runner import Runner
 from mmengine.utils import digit_version
-
-#: Versions this release supports: ``lower <= installed < upper``.
-SUPPORTED = dict(
-    # Before 2.6 `torch.load` runs code stored in a checkpoint.
-    torch=('2.6.0', '2.14.0'),
-    mmengine=('0.10.4', '0.11.0'),
-    mmcv=('2.0.0', '2.2.0'),
-    mmpretrain=('1.2.0', '1.3.0'),
-    mmrazor=('1.0.0', '1.1.0'),
-)
-
-
-def check_versions() -> None:
-    """Check that the installed packages lie in the supported window.
-
-    Raises:
-        ImportError: A package of :data:`SUPPORTED` is missing or outside its
-            window. The message names the version to install.
-    """
-    from importlib.metadata import PackageNotFoundError, version
-
-    for name, (lower, upper) in SUPPORTED.items():
-        candidates = ('mmcv', 'mmcv-lite') if name == 'mmcv' else (name,)
-        for candidate in candidates:
-            try:
-                installed = version(candidate)
-                break
-            except PackageNotFoundError:
-                continue
-        else:
-            raise ImportError(
-                f'mmcakd needs {" or ".join(candidates)} >={lower}, <{upper}, '
-                f'which is not installed: pip install '
-                f'"{candidates[-1]}>={lower},<{upper}"'
-            )
-        # A local suffix such as "+cpu" says how it was built, not which it is.
-        if not (
-            digit_version(lower)
-            <= digit_version(installed.split('+')[0])
-            < digit_version(upper)
-        ):
-            raise ImportError(
-                f'mmcakd supports {candidate} >={lower}, <{upper}, but '
-                f'{installed} is installed: pip install '
-                f'"{candidate}>={lower},<{upper}"'
-            )
 
 
 def declare_torchvision_ops() -> None:
@@ -100,6 +56,29 @@ def declare_torchvision_ops() -> None:
             library.define(operator + schema)
     # A library's definitions live as long as the object.
     declare_torchvision_ops.library = library  # type: ignore[attr-defined]
+
+
+def import_mmrazor_beside_newer_mmcv() -> None:
+    """Let MMRazor be imported beside a newer mmcv than it knew.
+
+    It asserts that mmcv is 2.1.0 at most, whose parts that it uses have not
+    changed. The version that mmcv tells is another one for that import alone.
+
+    Unnecessary once MMRazor asks for mmcv < 3.
+    """
+    import mmcv
+
+    newest = '2.1.0'
+    version = mmcv.__version__
+    if 'mmrazor' in sys.modules or not digit_version(version) > digit_version(
+        newest
+    ):
+        return
+    mmcv.__version__ = newest
+    try:
+        importlib.import_module('mmrazor')
+    finally:
+        mmcv.__version__ = version
 
 
 def stub_quantization_backends() -> None:
@@ -423,6 +402,25 @@ def read_checkpoints_safely() -> None:
     checkpoint.load_from_http = load_from_http
 
 
+def never_unpickle() -> None:
+    """Let the continuation of MMEngine read weights only, always.
+
+    What it cannot read so it reads again by unpickling it, and runs what is
+    in it: also files that its loaders for S3 and other stores fetch.
+
+    Unnecessary once it stops at the first try.
+    """
+    from mmengine.runner import checkpoint
+
+    if not hasattr(checkpoint, '_safe_torch_load'):
+        return
+
+    def load(file, map_location=None, weights_only=True):
+        return torch.load(file, map_location=map_location, weights_only=True)
+
+    checkpoint._safe_torch_load = load
+
+
 def refuse_to_resume_from_weights() -> None:
     """Say so when a file to resume from is no checkpoint of a training.
 
@@ -498,6 +496,26 @@ def spell_out_infinite_settings() -> None:
     Config.pretty_text = property(pretty_text)
 
 
+def restore_dropped_names_of_numpy() -> None:
+    """Give two modules the names that numpy dropped in 1.24 and in 2.4.
+
+    They are ``np.int``, by which MMRazor encodes the candidates of a search,
+    and ``np.in1d``, by which MMPretrain computes the recall of a retrieval.
+    The two modules alone see them.
+
+    Unnecessary once MMRazor and MMPretrain write ``int`` and ``np.isin``.
+    """
+    import numpy as np
+    from mmpretrain.evaluation.metrics import retrieval
+    from mmrazor.models.task_modules.predictor import metric_predictor
+
+    dropped = ((metric_predictor, 'int', int), (retrieval, 'in1d', np.isin))
+    for module, name, value in dropped:
+        if not hasattr(module.np, name):
+            module.np = ModuleType('numpy', f'numpy with {name}.')
+            vars(module.np).update(vars(np), **{name: value})
+
+
 def call_validation_hooks_once() -> None:
     """Let a validation of student and teacher call each hook once.
 
@@ -555,18 +573,21 @@ def leave_out_multimodal_models() -> None:
     """
     from importlib.metadata import version
 
+    import mmpretrain
     from mmpretrain.utils import dependency
 
     if not dependency.WITH_MULTIMODAL:
         return
+    classic = digit_version(mmpretrain.__version__) < digit_version('1.3')
+    bound = '4.52' if classic else '5'
     installed = version('transformers')
-    if digit_version(installed) < digit_version('4.52'):
+    if digit_version(installed) < digit_version(bound):
         return
 
     def unavailable(*args, **kwargs):
         raise ImportError(
-            "MMPretrain's multimodal models need transformers < 4.52, but "
-            f'{installed} is installed: pip install "transformers<4.52"'
+            f"MMPretrain's multimodal models need transformers < {bound}, "
+            f'but {installed} is installed: pip install "transformers<{bound}"'
         )
 
     def register_placeholders(names: list[str], registry: Registry) -> None:
@@ -575,6 +596,19 @@ def leave_out_multimodal_models() -> None:
 
     dependency.WITH_MULTIMODAL = False
     dependency.register_multimodal_placeholder = register_placeholders
+
+
+def print_nothing_when_imported() -> None:
+    """Let the continuation of MMPretrain keep off a tool's output.
+
+    Its data sets print "Could not import OneDL", about a service that hardly
+    anybody has, to where a tool prints a table or JSON. It goes to the
+    standard error.
+
+    Unnecessary once it is logged.
+    """
+    with redirect_stdout(sys.stderr):
+        importlib.import_module('mmpretrain.datasets')
 
 
 def let_mmrazor_find_mmpretrain() -> None:
@@ -730,8 +764,10 @@ def switch_batch_augments_on() -> None:
 #: In the order they are applied: the first ones make later imports possible.
 FIXES = (
     declare_torchvision_ops,
+    import_mmrazor_beside_newer_mmcv,
     stub_quantization_backends,
     leave_out_multimodal_models,
+    print_nothing_when_imported,
     let_mmrazor_find_mmpretrain,
     trust_mmengine_checkpoints,
     see_plain_dicts_of_modules,
@@ -741,10 +777,12 @@ FIXES = (
     rename_weights_of_wrapped_models,
     decay_layers_without_weight_decay,
     switch_batch_augments_on,
+    restore_dropped_names_of_numpy,
     call_validation_hooks_once,
     spell_out_infinite_settings,
     write_files_whole,
     read_checkpoints_safely,
+    never_unpickle,
     refuse_to_resume_from_weights,
     keep_the_last_checkpoint,
     find_checkpoints_that_load,
@@ -752,7 +790,6 @@ FIXES = (
 
 
 def apply() -> None:
-    """Check the versions, then apply every fix that is needed."""
-    check_versions()
+    """Apply every fix that is needed."""
     for fix in FIXES:
         fix()

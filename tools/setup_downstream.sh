@@ -13,6 +13,10 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 
+[ "$STACK" = classic ] || {
+    echo "setup_downstream: detection and segmentation are set up on the classic stack, not on $STACK." >&2
+    exit 1
+}
 REQUIREMENTS=$REPO/requirements
 MMCV=$(grep '^mmcv==' "$REQUIREMENTS/constraints.txt")
 STARTED=$SECONDS
@@ -133,7 +137,7 @@ install_downstream() {
 }
 
 choose_wheel
-STAMP=$(cat "$VENV/.mmcakd-stamp" "$REQUIREMENTS/downstream.txt" && echo "$KEY")
+STAMP=$(cat "$VENV/.mmcakd-stamp" "$REQUIREMENTS"/{full,downstream}.txt && echo "$KEY")
 if [ "$STAMP" != "$(cat "$VENV/.mmcakd-downstream-stamp" 2>/dev/null)" ] || ! installed; then
     find_wheel
     say "installing MMDetection, MMSegmentation and $MMCV into $VENV"

@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # Creates or reuses the project's virtual environment. Meant to be sourced.
 #
-#   MMCAKD_VENV    where it is (default: .venv in the repository)
+#   MMCAKD_STACK   OpenMMLab's packages: classic (default) or onedl, their continuation
+#   MMCAKD_VENV    where it is (default: .venv in the repository); -onedl is added for onedl
 #   MMCAKD_PYTHON  the Python that makes it (default: python3.11, python3.12 or python3)
 #
 # Which package index is used, and so whether torch comes with CUDA, is up to
 # pip's own configuration. Sets PYTHON, the environment's interpreter.
 
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-VENV=${MMCAKD_VENV:-$REPO/.venv}
+STACK=${MMCAKD_STACK:-classic}
+# The two write the same folders: never into one environment.
+VENV=${MMCAKD_VENV:-$REPO/.venv}$([ "$STACK" = classic ] || echo "-$STACK")
 PYTHON=$VENV/bin/python
 
 setup_env_fail() {
@@ -62,11 +65,20 @@ setup_env_interpreter() {
     fi
 }
 
+# What one stack needs in another version than constraints.txt has stands in a
+# file of its own: the first pin of a package counts.
+setup_env_pins() {
+    local own=$REPO/requirements/constraints-$STACK.txt
+    [ -f "$own" ] || own=/dev/null
+    awk -F'==' '!seen[$1]++' "$own" "$REPO/requirements/constraints.txt"
+}
+
 setup_env_stamp() {
     {
         echo "$REPO"
         "$PYTHON" --version
-        cat "$REPO"/requirements/{constraints,lite,optional,runtime,tests}.txt \
+        setup_env_pins
+        cat "$REPO"/requirements/{"$STACK",lite,optional,runtime,huggingface,tests}.txt \
             "$REPO/setup.py" "$REPO/pyproject.toml"
     } | "$PYTHON" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'
 }
@@ -86,10 +98,13 @@ setup_env_has_full_mmcv() {
 
 setup_env_install() {
     local pip=("$PYTHON" -m pip --disable-pip-version-check --no-input install --quiet --quiet)
-    local pins=(-c "$REPO/requirements/constraints.txt")
-    local files=(-r "$REPO"/requirements/runtime.txt -r "$REPO"/requirements/optional.txt -r "$REPO"/requirements/tests.txt)
+    local pins=(-c "$VENV/mmcakd-constraints.txt") files=() name
+    for name in runtime "$STACK" optional tests; do
+        files+=(-r "$REPO/requirements/$name.txt")
+    done
     # mmcv-lite would overwrite files of the full mmcv, which setup_downstream.sh installs.
-    setup_env_has_full_mmcv || files+=(-r "$REPO"/requirements/lite.txt)
+    [ "$STACK" != classic ] || setup_env_has_full_mmcv || files+=(-r "$REPO/requirements/lite.txt")
+    setup_env_pins >"$VENV/mmcakd-constraints.txt"
     # torch alone and first: what else asks for torch must find the pinned one.
     "${pip[@]}" "${pins[@]}" torch setuptools &&
         "${pip[@]}" "${pins[@]}" "${files[@]}" &&
@@ -98,6 +113,10 @@ setup_env_install() {
 
 setup_env() {
     local stamp started=$SECONDS
+    if [ "$STACK" != classic ] && [ "$STACK" != onedl ]; then
+        setup_env_fail "the stack is classic or onedl, not $STACK."
+        return 1
+    fi
     setup_env_interpreter || return 1
     stamp=$(setup_env_stamp) || return 1
     if [ "$stamp" = "$(cat "$VENV/.mmcakd-stamp" 2>/dev/null)" ] && setup_env_complete; then

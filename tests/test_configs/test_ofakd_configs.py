@@ -149,9 +149,11 @@ def test_documents_list_every_config():
     folder = CONFIGS / 'ofakd'
     readme = (folder / 'README.md').read_text('utf-8')
     models = load(folder / 'metafile.yml')['Models']
-    assert {model['Name'] for model in models} == set(PAIRS)
+    assert {model['Name'] for model in models} == {
+        f'ofakd_{name}' for name in PAIRS
+    }
     for model in models:
-        name = model['Name']
+        name = model['Name'].removeprefix('ofakd_')
         _, student, classes = split_name(name)
         recipe = PAIRS[name]['recipe']
         assert model['Config'] == f'configs/ofakd/{name}.py'

@@ -78,6 +78,7 @@ def environment(tmp_path):
         'esac\n'
     )
     python.chmod(0o755)
+    (tmp_path / 'v-onedl').symlink_to('v')
     return tmp_path
 
 
@@ -122,9 +123,41 @@ def test_stamp_is_of_what_is_installed_here(environment):
     lines = python.read_text().replace('cat > /dev/null', f'cat > {hashed}')
     python.write_text(lines)
     assert source(MMCAKD_VENV=str(environment / 'v')).returncode == 0
-    requirements = SETUP_ENV.parents[1] / 'requirements'
-    for name in ('constraints', 'lite', 'optional', 'runtime', 'tests'):
-        assert (requirements / f'{name}.txt').read_text() in hashed.read_text()
+    for name in ('classic', 'lite', 'optional', 'runtime', 'tests'):
+        assert requirements(name) in hashed.read_text()
+    for line in requirements('constraints').splitlines():
+        assert line in hashed.read_text()
     # setup_downstream.sh installs these, and has a stamp of its own.
-    downstream = (requirements / 'downstream.txt').read_text()
-    assert downstream not in hashed.read_text()
+    assert requirements('downstream') not in hashed.read_text()
+    assert requirements('onedl') not in hashed.read_text()
+
+
+def requirements(name: str) -> str:
+    return (SETUP_ENV.parents[1] / f'requirements/{name}.txt').read_text()
+
+
+def test_other_stack_is_installed_alone(environment):
+    venv = environment / 'v'
+    done = source(MMCAKD_VENV=str(venv), MMCAKD_STACK='onedl')
+    assert done.returncode == 0, done.stderr
+    asked = (environment / 'asked').read_text()
+    assert 'requirements/onedl.txt' in asked
+    assert 'classic.txt' not in asked and 'lite.txt' not in asked
+
+
+@pytest.mark.parametrize('stack', ['classic', 'onedl'])
+def test_first_pin_of_a_package_counts(environment, stack):
+    venv = environment / 'v'
+    source(MMCAKD_VENV=str(venv), MMCAKD_STACK=stack)
+    pins = (venv / 'mmcakd-constraints.txt').read_text().splitlines()
+    names = [line.partition('==')[0] for line in pins if line[0] != '#']
+    assert len(names) == len(set(names)) and 'torch' in names
+    (numpy,) = (line for line in pins if line.startswith('numpy=='))
+    assert numpy.startswith(f'numpy=={1 if stack == "classic" else 2}.')
+    assert ('onedl-mmcv' in names) is (stack == 'onedl')
+
+
+def test_unknown_stack_is_named(tmp_path):
+    done = source(MMCAKD_STACK='modern', MMCAKD_VENV=str(tmp_path / 'v'))
+    assert done.returncode == 1 and not (tmp_path / 'v').exists()
+    assert 'the stack is classic or onedl, not modern' in done.stderr

@@ -1,10 +1,20 @@
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+from email import message_from_string
+from email.message import Message
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+import mmcakd
+from mmcakd.stacks import STACKS
 
 REPO = Path(__file__).resolve().parents[2]
 SOURCES = (
@@ -29,11 +39,23 @@ def pip(*arguments) -> None:
     )
 
 
-@pytest.fixture(scope='module')
-def installed(tmp_path_factory) -> Path:
-    """A folder with mmcakd as its wheel installs it."""
-    root = tmp_path_factory.mktemp('wheel')
-    source = root / 'source'
+def build(source: Path, kind: str, target: Path) -> Path:
+    """Build a wheel or an sdist as pip would, without a network."""
+    script = (
+        'import sys\nfrom setuptools import build_meta\n'
+        f'print(build_meta.build_{kind}(sys.argv[1]))'
+    )
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', script, target],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return target / done.stdout.splitlines()[-1]
+
+
+def copy_source(source: Path) -> Path:
     source.mkdir()
     for name in SOURCES:
         if (REPO / name).is_dir():
@@ -41,11 +63,23 @@ def installed(tmp_path_factory) -> Path:
             shutil.copytree(REPO / name, source / name, ignore=ignored)
         else:
             shutil.copy(REPO / name, source / name)
-    offline = ['--no-deps', '--no-index', '--no-build-isolation']
-    pip('wheel', *offline, '-w', root, source)
-    (wheel,) = root.glob('mmcakd-*.whl')
-    pip('install', '--no-deps', '--no-index', '-t', root / 'site', wheel)
-    return root / 'site'
+    return source
+
+
+@pytest.fixture(scope='module')
+def built(tmp_path_factory) -> tuple[Path, Path]:
+    """A wheel, and an sdist."""
+    root = tmp_path_factory.mktemp('wheel')
+    source = copy_source(root / 'source')
+    return build(source, 'wheel', root), build(source, 'sdist', root)
+
+
+@pytest.fixture(scope='module')
+def installed(built, tmp_path_factory) -> Path:
+    """A folder with mmcakd as its wheel installs it."""
+    site = tmp_path_factory.mktemp('site')
+    pip('install', '--no-deps', '--no-index', '-t', site, built[0])
+    return site
 
 
 def test_wheel_carries_configs_and_tools_where_openmmlab_looks(installed):
@@ -104,3 +138,115 @@ def test_configs_of_the_wheel_are_found_by_name(installed, tmp_path):
     imported, model = done.stdout.split()
     assert Path(imported).is_relative_to(installed)
     assert model == 'mmcakd.CrossArchDistill'
+
+
+def test_wheel_of_the_sdist_is_the_wheel_of_the_checkout(built, tmp_path):
+    wheel, sdist = built
+    shutil.unpack_archive(sdist, tmp_path, filter='data')
+    (source,) = tmp_path.iterdir()
+    assert (source / 'LICENSE').is_file()
+    assert (source / 'CHANGELOG.md').is_file()
+    # Neither what was built before, nor anything of a checkout's own.
+    assert not (source / 'mmcakd' / '.mim').exists()
+    assert not list(source.rglob('__pycache__'))
+    again = build(source, 'wheel', tmp_path)
+
+    def contents(path):
+        with ZipFile(path) as file:
+            # RECORD lists the others; SOURCES.txt is no part of a wheel.
+            names = [n for n in file.namelist() if not n.endswith('RECORD')]
+            return {name: file.read(name) for name in names}
+
+    assert contents(again) == contents(wheel)
+
+
+def metadata(installed: Path) -> Message:
+    (path,) = installed.glob('mmcakd-*.dist-info/METADATA')
+    return message_from_string(path.read_text('utf-8'))
+
+
+def test_metadata_are_ready_for_an_index(installed):
+    told = metadata(installed)
+    assert told['Version'] == mmcakd.__version__
+    assert told['License'] == 'Apache-2.0'
+    assert told['Description-Content-Type'] == 'text/markdown'
+    assert (installed / f'mmcakd-{mmcakd.__version__}.dist-info').is_dir()
+    versions = {
+        line.rpartition(' ')[2]
+        for line in told.get_all('Classifier')
+        if ':: 3.' in line
+    }
+    assert versions == {'3.11', '3.12', '3.13'}
+    assert told['Requires-Python'] == '>=3.11'
+
+
+def requirements(installed: Path, extra: str) -> dict[str, SpecifierSet]:
+    found = map(Requirement, metadata(installed).get_all('Requires-Dist'))
+    return {
+        each.name: each.specifier
+        for each in found
+        if (each.marker and each.marker.evaluate(dict(extra=extra)))
+    }
+
+
+def test_nothing_of_openmmlab_comes_without_an_extra(installed):
+    always = [
+        each.name
+        for each in map(
+            Requirement, metadata(installed).get_all('Requires-Dist')
+        )
+        if not each.marker
+    ]
+    assert 'torch' in always and 'packaging' in always
+    assert not [n for n in always if n.startswith(('mm', 'onedl'))]
+
+
+@pytest.mark.parametrize(
+    ('extra', 'stack'),
+    [('lite', 'classic'), ('classic', 'classic'), ('onedl', 'onedl')],
+)
+def test_extra_of_a_stack_has_the_windows_that_are_checked(
+    installed, extra, stack
+):
+    found = requirements(installed, extra)
+    ours = {n: found[n] for n in found if n.startswith(('mm', 'onedl'))}
+    assert ours == {
+        name: SpecifierSet(window) for name, window in STACKS[stack].items()
+    }
+
+
+@pytest.mark.parametrize('extra', ['full', 'downstream'])
+def test_full_mmcv_comes_without_the_light_one(installed, extra):
+    found = requirements(installed, extra)
+    assert 'mmcv' in found and 'mmcv-lite' not in found
+    window = STACKS['classic']['mmcv-lite'].partition(',')[2]
+    assert window in str(found['mmcv'])
+
+
+def test_readme_names_every_extra(installed):
+    text = (REPO / 'README.md').read_text('utf-8')
+    table = text.partition('| extra | has |')[2].partition('\n\n')[0]
+    named = set()
+    for row in table.splitlines():
+        named |= set(re.findall(r'`(\w+)`', row.partition(' | ')[0]))
+    assert named == set(metadata(installed).get_all('Provides-Extra'))
+
+
+def test_readme_installs_nothing_by_name(installed):
+    """It is in no index yet: whoever took the name could be installed."""
+    text = (REPO / 'README.md').read_text('utf-8')
+    lines = [line for line in text.splitlines() if 'pip install' in line]
+    assert len(lines) > 3
+    extras = set(metadata(installed).get_all('Provides-Extra'))
+    for line in lines:
+        for word in shlex.split(line, comments=True):
+            assert not re.fullmatch(r'mmcakd(\[\w+\])?([=<>~].*)?', word)
+        assert set(re.findall(r'\[(\w+)\]', line)) <= extras
+
+
+def test_git_address_of_the_readme_is_a_requirement():
+    text = (REPO / 'README.md').read_text('utf-8')
+    (line,) = re.findall(r'pip install "(mmcakd.*?)"', text)
+    requirement = Requirement(line)
+    assert requirement.name == 'mmcakd' and requirement.extras == {'lite'}
+    assert requirement.url.startswith('git+https://')
