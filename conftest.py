@@ -6,15 +6,25 @@ import mmcakd.models  # isort: skip  (also where one file is tested)
 
 import logging
 import random
+from functools import cache
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+from mmengine.config import utils as config_utils
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 
 assert mmcakd.__version__
+
+
+@pytest.fixture(scope='session', autouse=True)
+def lists_read_once():
+    """Read the list of a zoo's models once, not for each of its configs."""
+    with patch.object(config_utils, 'load', cache(config_utils.load)):
+        yield
 
 
 @pytest.fixture(autouse=True)

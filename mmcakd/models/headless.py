@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from mmengine.config import ConfigDict
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, BaseModule
 from mmengine.structures import BaseDataElement
 from mmpretrain.models import ImageClassifier, TimmClassifier
 from mmpretrain.structures import DataSample
@@ -15,6 +15,9 @@ from mmcakd.registry import MODELS
 #: What stands for a bare backbone: its weights are ``backbone.*`` there, as
 #: in the checkpoints that detectors start from.
 WRAPPER = 'mmpretrain.ImageClassifier'
+#: What backbones of OpenMMLab are. Networks of other packages may have a
+#: head, and are told by their wrappers.
+BACKBONES = (BaseModule,)
 
 
 def wrap_backbone(cfg: dict, scope: str | None = None) -> dict:
@@ -39,12 +42,9 @@ def wrap_backbone(cfg: dict, scope: str | None = None) -> dict:
         own = cfg.get('_scope_', scope)
         with MODELS.switch_scope_and_registry(own) as registry:
             kind = registry.get(kind)
-    is_backbone = (
-        isinstance(kind, type)
-        and issubclass(kind, nn.Module)
-        and not issubclass(kind, BaseModel)
-    )
-    if not is_backbone:
+    if not (isinstance(kind, type) and issubclass(kind, BACKBONES)):
+        return cfg
+    if issubclass(kind, BaseModel):
         return cfg
     backbone = ConfigDict(cfg)
     model = dict(type=WRAPPER, backbone=backbone)

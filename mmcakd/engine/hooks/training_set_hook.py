@@ -28,6 +28,7 @@ from mmcakd.arguments import NonNegativeInt, PositiveInt, check_value
 from mmcakd.datasets.pairs import check_pairs
 from mmcakd.models.algorithms import CrossArchDistill
 from mmcakd.models.headless import has_head
+from mmcakd.models.teachers.teacher import DEFAULT_INPUT
 from mmcakd.registry import HOOKS
 
 from .utils import unwrap
@@ -240,12 +241,22 @@ def check_val_loop(loop: BaseLoop | None, model: nn.Module) -> None:
     """Check that a validation loop of MMRazor can validate a distillation.
 
     Raises:
-        ValueError: It validates what other algorithms of MMRazor make.
+        ValueError: It validates what other algorithms of MMRazor make, or a
+            teacher that does not predict from the images of validation.
     """
-    if (
-        isinstance(model, CrossArchDistill)
-        and type(loop).__module__.startswith('mmrazor.')
-        and not isinstance(loop, DISTILL_VAL_LOOPS)
+    if not isinstance(model, CrossArchDistill):
+        return
+    if isinstance(loop, SingleTeacherDistillValLoop):
+        inputs = [t.inputs for t in model.live_teachers.values()]
+        if len(model.teachers) != 1 or inputs != [DEFAULT_INPUT]:
+            raise ValueError(
+                'val_cfg.type is SingleTeacherDistillValLoop, which validates '
+                'a teacher on the images of the student, but there is none, '
+                'or several, or it is stored or reads another input: remove '
+                'it from val_cfg'
+            )
+    if type(loop).__module__.startswith('mmrazor.') and not isinstance(
+        loop, DISTILL_VAL_LOOPS
     ):
         names = [f'mmrazor.{kind.__name__}' for kind in DISTILL_VAL_LOOPS]
         raise ValueError(

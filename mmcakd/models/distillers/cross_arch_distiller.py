@@ -164,7 +164,7 @@ class CrossArchDistiller(ConfigurableDistiller):
     @property
     def teacher_recorders(self) -> RecorderManager:
         """Recorders of the only teacher, as MMRazor calls them."""
-        return self.recorders[only_teacher('this', self.teachers)]
+        return self.recorders[self._insist_on_one_teacher('teacher_recorders')]
 
     @teacher_recorders.setter
     def teacher_recorders(self, recorders: RecorderManager) -> None:

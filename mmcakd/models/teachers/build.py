@@ -12,7 +12,7 @@ from torch import nn
 
 from mmcakd.registry import MODELS
 
-from ..headless import WRAPPER, wrap_backbone
+from ..headless import BACKBONES, WRAPPER, wrap_backbone
 from .normalisation import (
     NORMALISING,
     RAW,
@@ -127,7 +127,7 @@ def read_source(source: Any, role: str) -> dict:
         )
     if isinstance(source, str):
         return read_model_cfg(source, role)
-    if isinstance(source, nn.Module):
+    if isinstance(source, BACKBONES):
         # A bare backbone that came built.
         return dict(type=WRAPPER, backbone=source)
     if not isinstance(source, dict):

@@ -13,6 +13,7 @@ from mmengine.model import BaseModel
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
+from ..headless import BACKBONES
 from .build import build_model, read_source
 from .weight_sources import (
     WHOLE_FILE,
@@ -157,7 +158,7 @@ def build_teacher(
         >>> model, weights = build_teacher('resnet18_8xb32_in1k', 'random')
         >>> weights.arrive()
     """
-    if isinstance(source, nn.Module):
+    if isinstance(source, BACKBONES):
         source = build_model(source, 'teacher')
         parts = [CheckpointPart(checkpoint)] if _is_file(checkpoint) else []
         origin = str(parts[0]) if parts else 'a built model'

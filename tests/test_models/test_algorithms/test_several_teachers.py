@@ -7,9 +7,11 @@ import warnings
 import pytest
 import torch
 from mmpretrain.structures import DataSample
+from mmrazor.engine import SingleTeacherDistillValLoop
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmcakd.engine.hooks.training_set_hook import check_val_loop
 from mmcakd.models.distillers import CrossArchDistiller
 from mmcakd.models.losses import SoftTargetLoss
 from mmcakd.models.teachers import InMemoryTargets, Teacher
@@ -465,6 +467,14 @@ def test_deliveries_come_from_one_teacher(tiny, three):
     )
     with pytest.raises(ValueError, match='distill_deliveries leaves open'):
         tiny.build(three)
+
+
+def test_loop_that_validates_one_teacher_is_refused(tiny, three):
+    loop = SingleTeacherDistillValLoop.__new__(SingleTeacherDistillValLoop)
+    with pytest.raises(ValueError, match='or several, or it is stored'):
+        check_val_loop(loop, tiny.build(three))
+    check_val_loop(loop, tiny.build_distillation())
+    check_val_loop(None, tiny.build(three))
 
 
 # -------------------------------------------------------- nothing stays behind

@@ -366,9 +366,7 @@ def test_student_whose_last_stage_drops_paths(build, tiny):
 @pytest.mark.parametrize(
     ('student', 'teacher'), [('resnet', 'swin'), ('vit', 'resnet')]
 )
-def test_copy_shares_the_teacher_and_no_weights(
-    build, tiny, student, teacher
-):
+def test_copy_shares_the_teacher_and_no_weights(build, tiny, student, teacher):
     model = build(student, teacher)
     images, samples = tiny.batch()
     backward(model, model(images, samples, mode='loss'))

@@ -141,10 +141,19 @@ def test_wrapped_network_of_torchvision_is_built_from_its_config():
     assert model.data_preprocessor.mean.flatten().tolist() == [3, 3, 3]
 
 
-def test_bare_backbone_is_refused(tiny):
+def test_bare_backbone_becomes_a_model_without_a_head(tiny):
     cfg = tiny.resnet() | dict(type='mmpretrain.ResNet')
-    with pytest.raises(TypeError, match='student.*ImageClassifier.*ResNet'):
-        build_model(cfg, 'student')
+    preprocessor = dict(mean=[3.0] * 3, std=[1.0] * 3)
+    model = build_model(cfg, 'student', preprocessor)
+    assert type(model.backbone).__name__ == 'ResNet'
+    assert model.head is None
+    assert model.data_preprocessor.mean.flatten().tolist() == [3, 3, 3]
+    assert build_model(model.backbone, 'student').backbone is model.backbone
+
+
+def test_model_of_a_plain_name_is_no_backbone(tiny):
+    cfg = tiny.classifier(tiny.resnet()) | dict(type='ImageClassifier')
+    assert build_model(cfg, 'student').head is not None
 
 
 def test_weights_of_a_wrapped_network_outlive_initialisation():
