@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmcakd.engine.hooks.training_set_hook import check_val_loop
 from mmcakd.models.distillers import CrossArchDistiller
-from mmcakd.models.losses import SoftTargetLoss
+from mmcakd.models.losses import NeedsHardLabels, SoftTargetLoss
 from mmcakd.models.teachers import InMemoryTargets, Teacher
 
 IMAGES = 6
@@ -475,6 +475,56 @@ def test_loop_that_validates_one_teacher_is_refused(tiny, three):
         check_val_loop(loop, tiny.build(three))
     check_val_loop(loop, tiny.build_distillation())
     check_val_loop(None, tiny.build(three))
+
+
+# ------------------------------------------------------ losses of one's own
+
+
+class Counting(nn.Module):
+    """A loss that counts its calls, wherever it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('calls', torch.zeros(()))
+
+    def forward(self, student, teacher):
+        self.calls += 1
+        if student.shape != teacher.shape:
+            raise ValueError('on purpose')
+        return (student - teacher).square().mean()
+
+
+def with_own_loss(tiny, kind: type, classes: int) -> dict:
+    distiller = tiny.logit_kd()
+    distiller['distill_losses'] = dict(loss_kd=dict(type=kind))
+    teacher = tiny.classifier(tiny.swin(), classes=classes)
+    return tiny.distillation(distiller=distiller, teacher=teacher)
+
+
+def test_own_loss_is_tried_before_training_and_left_as_it_was(tiny):
+    with pytest.raises(ValueError, match=r"'loss_kd' .*\(2, 5\).*on purpose"):
+        tiny.build(with_own_loss(tiny, Counting, classes=7))
+    model = tiny.build(with_own_loss(tiny, Counting, classes=5))
+    assert model.distiller.distill_losses['loss_kd'].calls == 0
+    model(*tiny.batch(), mode='loss')
+    assert model.distiller.distill_losses['loss_kd'].calls == 1
+
+
+def test_mixing_is_refused_where_hard_labels_are_needed(tiny):
+    class Hard(NeedsHardLabels, nn.Module):
+        def forward(self, student, teacher, label):
+            return (student - teacher).square().mean()
+
+    cfg = with_own_loss(tiny, Hard, classes=5)
+    mapping = cfg['distiller']['loss_forward_mappings']['loss_kd']
+    mapping['label'] = dict(label='auto')
+    model = tiny.build(cfg)
+    with pytest.raises(ValueError, match=r"reads \['auto'\] labels"):
+        model.check_mixing(['a MixUp'])
+    model.check_mixing(None)
+    cfg['distiller']['distill_losses']['loss_kd']['type'] = Counting
+    del mapping['label']
+    tiny.build(cfg).check_mixing(['a MixUp'])
 
 
 # -------------------------------------------------------- nothing stays behind

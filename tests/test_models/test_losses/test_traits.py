@@ -9,13 +9,24 @@ from mmcakd.models.losses import (
     CCLoss,
     ComparesClasses,
     ComparesImages,
+    ComparesPlaces,
+    CRDLoss,
     DISTLoss,
     DKDLoss,
+    DualViewLoss,
     InfoNCELoss,
+    MSELoss,
+    NeedsHardLabels,
     OFALoss,
+    PCALoss,
+    ReadsLogits,
     RKDLoss,
+    RouterLoss,
     SoftTargetLoss,
     compares_classes,
+    compares_places,
+    needs_hard_labels,
+    reads_logits,
 )
 from mmcakd.registry import MODELS
 
@@ -156,3 +167,46 @@ def test_losses_of_mmrazor_have_the_trait_too(cfg, expected):
 def test_a_sigmoid_is_for_any_number_of_labels():
     assert not compares_classes(BinaryTargetLoss())
     assert BinaryTargetLoss()(torch.ones(1, 1), torch.zeros(1, 1)) > 0
+
+
+# ------------------------------------------------------------------- others
+
+
+def test_traits_that_an_algorithm_asks_for():
+    places = {DualViewLoss, MSELoss, PCALoss, RouterLoss}
+    assert classes_with(ComparesPlaces) == places
+    assert classes_with(NeedsHardLabels) == {CRDLoss}
+    logits = {kind for kind, *_ in SOFTMAX} | {BinaryTargetLoss}
+    assert classes_with(ReadsLogits) - {ComparesClasses} == logits
+    assert compares_places(MSELoss())
+    assert not compares_places(SoftTargetLoss())
+    assert reads_logits(BinaryTargetLoss())
+    assert not reads_logits(MSELoss())
+    assert needs_hard_labels(CRDLoss())
+    assert not needs_hard_labels(DKDLoss())
+
+
+@pytest.mark.parametrize(
+    ('name', 'places', 'logits'),
+    [
+        ('L2Loss', True, False),
+        ('PKDLoss', True, False),
+        ('ChannelWiseDivergence', True, False),
+        ('KLDivergence', False, True),
+        ('DistanceWiseRKD', False, False),
+    ],
+)
+def test_losses_of_mmrazor_are_known(name, places, logits):
+    loss = MODELS.build(dict(type=f'mmrazor.{name}'))
+    assert compares_places(loss) == places
+    assert reads_logits(loss) == logits
+
+
+def test_loss_of_ones_own_has_the_traits_it_inherits():
+    class Own(ComparesPlaces, torch.nn.Module):
+        """A loss of somebody else."""
+
+    assert compares_places(Own())
+    # What one derives from MMRazor's is of another module.
+    kind = MODELS.get('mmrazor.L2Loss')
+    assert not compares_places(type('Derived', (kind,), {})())
