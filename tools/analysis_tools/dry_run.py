@@ -37,6 +37,7 @@ from mmcakd.models.algorithms.example import (
     example_images,
     make_samples,
 )
+from mmcakd.models.algorithms.trial import example_inputs
 from mmcakd.models.distillers import Step
 from mmcakd.models.distillers.references import STUDENT
 from mmcakd.models.headless import has_head
@@ -182,7 +183,7 @@ class DryRun:
         model, distiller = self.model, self.model.distiller
         inputs = {
             name: example_images(BATCH, self.size, example.shape[1])
-            for name, example in model.example_inputs().items()
+            for name, example in example_inputs(model).items()
         }
         images = inputs[DEFAULT_INPUT]
         self.classes: dict[str, int] = {}

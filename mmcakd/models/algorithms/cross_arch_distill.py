@@ -1,16 +1,13 @@
 """Distillation from frozen teachers of any architecture."""
 
-import copy
-import warnings
 from collections.abc import Sequence
+from functools import partial
 from os import PathLike
 from typing import Any, Literal
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
-from mmpretrain.models import BaseClassifier
 from mmrazor.models.algorithms import SingleTeacherDistill
 from mmrazor.models.task_modules.recorder import (
     FunctionOutputsRecorder,
@@ -24,9 +21,8 @@ from mmcakd.arguments import NonNegative, Size
 from mmcakd.registry import MODELS
 
 from ..connectors import BaseConnector
-from ..distillers import CrossArchDistiller, Step
+from ..distillers import Step
 from ..distillers.references import STUDENT
-from ..distillers.trial import check_student_learns
 from ..headless import has_head, predict_features
 from ..labels import check_one_class
 from ..losses import is_of_mmrazor
@@ -34,41 +30,24 @@ from ..teachers import (
     Precision,
     StoredTeacher,
     Teacher,
-    build_model,
     build_teachers,
     read_teachers,
 )
-from ..teachers.normalisation import read_dataset, read_normalisation
-from ..teachers.sources import TEACHER, naming_teacher
-from ..teachers.teacher import DEFAULT_INPUT, count_input_channels
-from .example import (
-    count_classes,
-    describe_images,
-    example_images,
-    make_samples,
-    native_size,
-    try_training,
-)
-from .student_weights import adopt_student
+from ..teachers.normalisation import read_dataset
+from ..teachers.sources import called, naming_teacher
+from ..teachers.teacher import DEFAULT_INPUT
+from .arguments import build_student, check_distiller, moved_options
+from .example import native_size
+from .of_the_student import OfTheStudent
+from .trial import example_inputs, run_example
 from .unread import freeze_unread
 
 #: Recorders of what functions return.
 OF_FUNCTIONS = (FunctionOutputsRecorder, MethodOutputsRecorder)
 
-#: What hooks, loops and optimizer constructors of MMPretrain look for in the
-#: classifier that is trained. In a distillation they find the student's.
-OF_THE_STUDENT = (
-    'backbone',
-    'neck',
-    'head',
-    'with_neck',
-    'with_head',
-    'loss_module',
-)
-
 
 @MODELS.register_module()
-class CrossArchDistill(SingleTeacherDistill):
+class CrossArchDistill(OfTheStudent, SingleTeacherDistill):
     """MMRazor's ``SingleTeacherDistill`` for teachers of any architecture.
 
     What differs from MMRazor's:
@@ -194,8 +173,8 @@ class CrossArchDistill(SingleTeacherDistill):
         if not distiller:
             raise ValueError('no distiller is given; set model.distiller')
         distiller = {'type': 'mmcakd.CrossArchDistiller', **distiller}
-        _check_distiller(distiller['type'])
-        options = _moved_options(
+        check_distiller(distiller['type'])
+        options = moved_options(
             mode=teacher_mode,
             input_size=teacher_input_size,
             precision=teacher_precision,
@@ -207,7 +186,7 @@ class CrossArchDistill(SingleTeacherDistill):
                 teacher, teacher_ckpt, teacher_ckpt_ignore, teachers, options
             )
         )
-        architecture, data_preprocessor = _build_student(
+        architecture, data_preprocessor = build_student(
             architecture, data_preprocessor
         )
         # MMRazor's constructor would build a single teacher and register it
@@ -222,7 +201,7 @@ class CrossArchDistill(SingleTeacherDistill):
         self.calculate_student_loss = calculate_student_loss
         self.distillation_stopped = False
         #: Models that were found to record something there alone.
-        self._computing_losses: set[str] = set()
+        self.computing_losses: set[str] = set()
         self.student_loss_weight = student_loss_weight
         #: Whether the student's own losses are part of the sum, now or later.
         self.student_loss_counts = bool(
@@ -244,7 +223,7 @@ class CrossArchDistill(SingleTeacherDistill):
             self.distiller.graph.check_student_is_read()
         for name, live in self.live_teachers.items():
             with naming_teacher(name):
-                preprocessor = self._preprocessor_of(live)
+                preprocessor = self.preprocessor_of(live)
                 live.adapt_to(preprocessor)
                 live.watch(preprocessor)
                 live.data_preprocessor = self.data_preprocessor
@@ -282,7 +261,7 @@ class CrossArchDistill(SingleTeacherDistill):
             for module in teacher.modules()
         ]
 
-    def _preprocessor_of(self, teacher: Teacher) -> nn.Module:
+    def preprocessor_of(self, teacher: Teacher) -> nn.Module:
         """Find what prepares the input that a teacher reads."""
         preprocessor = self.data_preprocessor
         if hasattr(preprocessor, 'of'):
@@ -300,7 +279,7 @@ class CrossArchDistill(SingleTeacherDistill):
     def _insist_on_teachers(self) -> None:
         for name, teacher in self.live_teachers.items():
             with naming_teacher(name):
-                teacher.insist_on_weights(self._preprocessor_of(teacher))
+                teacher.insist_on_weights(self.preprocessor_of(teacher))
 
     def prepare_from_dataset(self, dataset: Dataset) -> None:
         """Learn how the training images are normalised before they get here.
@@ -318,7 +297,7 @@ class CrossArchDistill(SingleTeacherDistill):
                     teacher.check_dataset(dataset)
                 elif teacher.own is not None or teacher.riddle:
                     teacher.adapt_to(
-                        self._preprocessor_of(teacher),
+                        self.preprocessor_of(teacher),
                         *read_dataset(dataset, teacher.inputs),
                     )
 
@@ -410,115 +389,19 @@ class CrossArchDistill(SingleTeacherDistill):
             read = self.distiller.prepare(
                 self.student,
                 self.teachers,
-                self.example_inputs(),
-                self._run_example,
+                example_inputs(self),
+                partial(run_example, self),
             )
             needs_loss = self.student_loss_counts or self._needs_loss(STUDENT)
             if self.student_trainable and not needs_loss:
                 freeze_unread(self.student, read)
-
-    def example_inputs(self) -> dict[str, torch.Tensor]:
-        """Make a few images of each input, normalised as in training."""
-        count = max(2, self.distiller.graph.min_images)
-        readers: dict[str, Teacher | None] = {DEFAULT_INPUT: None}
-        for teacher in self.live_teachers.values():
-            if readers.get(teacher.inputs) is None or teacher.own is not None:
-                readers[teacher.inputs] = teacher
-        examples = {}
-        for name, teacher in readers.items():
-            reads = self.student if name == DEFAULT_INPUT else teacher.model
-            channels = count_input_channels(reads) or 3
-            inputs = example_images(count, self.input_size, channels)
-            if teacher is not None and teacher.own is not None:
-                # Made of pixels, since the teacher will undo what was done.
-                inputs = read_normalisation(self._preprocessor_of(teacher))(
-                    (inputs + 2) * 255 / 4
-                )
-            examples[name] = inputs
-        return examples
-
-    def _run_example(self, step: Step) -> None:
-        """Run all models on an example, as in a training step.
-
-        Its samples have labels if the student classifies images.
-        """
-        images = step.inputs[DEFAULT_INPUT]
-        count, size = len(images), tuple(images.shape[-2:])
-        step.data_samples = describe_images(count, size)
-        was_training = self.student.training
-        # MMPretrain freezes stages when a network is switched to training.
-        self.student.train().eval()
-        for name, model in {
-            **self.live_teachers,
-            STUDENT: self.student,
-        }.items():
-            is_student = name == STUDENT
-            learns = is_student and self.student_trainable
-            inputs = images if is_student else step.inputs[model.inputs]
-            try:
-                with step.recording(name), torch.set_grad_enabled(learns):
-                    output = model(inputs, step.data_samples, mode='tensor')
-            except Exception as error:
-                raise ValueError(
-                    f'the {_called(name)} cannot run on images of '
-                    f'{size} and {inputs.shape[1]} channels: '
-                    f'{error or type(error).__name__}; '
-                    f'{_cure_of_images(is_student)}'
-                ) from error
-            if self.distiller.graph.missing_records(step, name):
-                self._run_with_loss(step, name, model, output)
-        if isinstance(self.student, BaseClassifier):
-            try_training(self.student, images)
-        if self.student_trainable:
-            check_student_learns(self.distiller.graph, step, self.student)
-        self.student.train(was_training)
-        classes = count_classes(output) if has_head(self.student) else None
-        if classes:
-            step.data_samples = make_samples(count, classes)
-
-    def _run_with_loss(
-        self, step: Step, name: str, model: nn.Module, output: Any
-    ) -> None:
-        """Record what happens only where a model computes its losses."""
-        self._computing_losses.add(name)
-        network = getattr(model, 'model', model)
-        classes = count_classes(output)
-        if not (isinstance(network, BaseClassifier) and classes):
-            # Annotations of objects cannot be made up.
-            step.left_out.add(name)
-            return
-        is_student = name == STUDENT
-        images = step.inputs[DEFAULT_INPUT if is_student else model.inputs]
-        learns = is_student and self.student_trainable
-        with step.recording(name), torch.set_grad_enabled(learns):
-            model(images, make_samples(len(images), classes), mode='loss')
 
     # ------------------------------------------------- what others ask for
 
     def __getattr__(self, name: str) -> Any:
         if name == 'teacher':
             return self._only_teacher()
-        # MMDetection and MMSegmentation read, besides, the names of weights,
-        # which they would misread: they begin with `architecture.` here.
-        if name in OF_THE_STUDENT:
-            student = self.architecture
-            if isinstance(student, BaseClassifier):
-                return getattr(student, name)
-            raise AttributeError(
-                f'CrossArchDistill has a {name} only for a classifier of '
-                f'MMPretrain; that of this {type(student).__name__} is '
-                f'`architecture.{name}`. Layer-wise learning rates of its '
-                'package do not know these names: give '
-                'paramwise_cfg=dict(custom_keys=...) instead'
-            )
         return super().__getattr__(name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # E.g. another loss, from `mmpretrain.SwitchRecipeHook`.
-        if name in OF_THE_STUDENT:
-            setattr(self.architecture, name, value)
-        else:
-            super().__setattr__(name, value)
 
     def _only_teacher(self) -> Teacher | StoredTeacher:
         """The teacher, by the name that MMRazor has for it."""
@@ -530,37 +413,6 @@ class CrossArchDistill(SingleTeacherDistill):
             )
         (teacher,) = self.teachers.values()
         return teacher
-
-    def get_layer_depth(self, param_name: str) -> tuple[int, int]:
-        """Get how deep a parameter is, for layer-wise learning rate decay.
-
-        What is not of the student, such as connectors, comes after its last
-        layer and keeps the full learning rate.
-
-        Args:
-            param_name (str): Its name in the algorithm.
-
-        Returns:
-            tuple[int, int]: The depth of the parameter and the number of
-            depths.
-
-        Raises:
-            NotImplementedError: The student does not know its depths.
-        """
-        student = self.architecture
-        try:
-            return student.get_layer_depth(
-                param_name.removeprefix('architecture.')
-            )
-        except (AttributeError, NotImplementedError) as error:
-            net = getattr(student, 'backbone', student)
-            raise NotImplementedError(
-                'layer-wise learning rate decay asks the student for the '
-                f'depth of its layers, which this {type(net).__name__} does '
-                "not know: take one that does, such as MMPretrain's ViT, "
-                'Swin, BEiT, ConvNeXt or ResNet-50, or remove '
-                'optim_wrapper.constructor'
-            ) from error
 
     def init_weights(self) -> None:
         """Initialise what is trained, as a Runner does before training.
@@ -575,13 +427,6 @@ class CrossArchDistill(SingleTeacherDistill):
         """
         self._insist_on_teachers()
         super().init_weights()
-
-    def _load_from_state_dict(
-        self, state_dict: dict, prefix: str, *args, **kwargs
-    ) -> None:
-        # Of a distillation, or of its student alone, for `load_from`.
-        adopt_student(state_dict, prefix, self.student)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def train(self, mode: bool = True) -> 'CrossArchDistill':
         """Switch student and distiller; teachers keep their mode."""
@@ -657,7 +502,7 @@ class CrossArchDistill(SingleTeacherDistill):
                 continue
             if teacher.inputs not in step.inputs:
                 raise ValueError(
-                    f'the {_called(name)} reads the input '
+                    f'the {called(name)} reads the input '
                     f'{teacher.inputs!r}, but the batch has '
                     f'{", ".join(step.inputs)} alone: pack it by '
                     'mmcakd.PackNamedInputs'
@@ -697,7 +542,7 @@ class CrossArchDistill(SingleTeacherDistill):
         """
         recorders = self.distiller.recorders[model].recorders.values()
         return (
-            model in self._computing_losses
+            model in self.computing_losses
             or bool(self.distiller.deliveries.deliveries)
             or any(isinstance(each, OF_FUNCTIONS) for each in recorders)
         )
@@ -741,25 +586,6 @@ class CrossArchDistill(SingleTeacherDistill):
         return super()._predict(images, data_samples)
 
 
-def _moved_options(**options: Any) -> dict[str, Any]:
-    """Pick the options that are given, and say where they belong."""
-    given = {
-        name: value for name, value in options.items() if value is not None
-    }
-    if given:
-        before = ', '.join(
-            f'teacher_{name}={v!r}' for name, v in given.items()
-        )
-        now = ', '.join(f'{name}={value!r}' for name, value in given.items())
-        warnings.warn(
-            f'{before} will be no argument in the next release; write '
-            f'teacher=dict(model=..., {now})',
-            FutureWarning,
-            stacklevel=3,
-        )
-    return given
-
-
 def _by_name(
     inputs: torch.Tensor | dict[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
@@ -767,61 +593,6 @@ def _by_name(
     return (
         dict(inputs) if isinstance(inputs, dict) else {DEFAULT_INPUT: inputs}
     )
-
-
-def _called(name: str) -> str:
-    return name if name in (STUDENT, TEACHER) else f'teacher {name!r}'
-
-
-def _cure_of_images(is_student: bool) -> str:
-    if is_student:
-        return 'set img_size of its backbone or input_size of the algorithm'
-    return (
-        'set its size, teacher=dict(model=..., input_size=...), to one it '
-        "accepts, or take one for images of the student's channels"
-    )
-
-
-def _check_distiller(kind: str | type) -> None:
-    """Check that a distiller can have connectors in a graph."""
-    found = MODELS.get(kind) if isinstance(kind, str) and kind else kind
-    if not (isinstance(found, type) and issubclass(found, CrossArchDistiller)):
-        raise ValueError(
-            f'the distiller is a {kind!r}; take '
-            "type='mmcakd.CrossArchDistiller', which accepts the same "
-            'arguments'
-        )
-
-
-def _build_student(
-    source: Any, data_preprocessor: dict | nn.Module | None
-) -> tuple[BaseModel, dict | nn.Module | None]:
-    """Build the student, with the preprocessor of its family if it may.
-
-    MMPretrain's preprocessor carries the batch augmentations of a student's
-    ``train_cfg``; MMRazor replaces it by the algorithm's and so drops them.
-
-    Returns:
-        tuple: The student, and a preprocessor that replaces the student's.
-    """
-    if not isinstance(data_preprocessor, dict):
-        return build_model(source, 'student'), data_preprocessor
-    cfg = copy.deepcopy(data_preprocessor)
-    kind = cfg.setdefault('type', 'mmpretrain.ClsDataPreprocessor')
-    kind = getattr(kind, '__name__', kind)
-    is_for_classifiers = kind.endswith('ClsDataPreprocessor')
-    if is_for_classifiers and not isinstance(source, BaseModel):
-        return build_model(source, 'student', cfg), None
-    student = build_model(source, 'student')
-    augments = getattr(student.data_preprocessor, 'batch_augments', None)
-    if augments and 'batch_augments' not in cfg:
-        raise ValueError(
-            'the student asks for batch augmentations (augments of its '
-            'train_cfg, or batch_augments), which its own data_preprocessor '
-            f'does, but {kind} would replace that one; give the config of '
-            'the student a data_preprocessor instead'
-        )
-    return student, cfg
 
 
 def _scale(loss: Any, weight: float) -> Any:

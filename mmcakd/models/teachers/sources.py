@@ -263,6 +263,11 @@ def build_teachers(
     return built
 
 
+def called(name: str) -> str:
+    """Call a model in a message: the student, the teacher, or which one."""
+    return name if name in ('student', TEACHER) else f'teacher {name!r}'
+
+
 @contextmanager
 def naming_teacher(name: str) -> Iterator[None]:
     """Say in an error which teacher it is about, where one has a name."""
