@@ -63,8 +63,8 @@ while read -r -u 3 line; do
     fi
     for each in "${todo[@]}"; do
         echo "check_install: $each"
-        # The address of the repository is the copy's.
-        each=${each/git+https:\/\/*\"/git+file://$WORK/checkout\"}
+        # The address of the repository is the copy's; pip wants a host in it.
+        each=${each/git+https:\/\/*\"/git+file://localhost$WORK/checkout\"}
         (
             cd "$WORK/checkout"
             ! $PINNED || export PIP_CONSTRAINT=$WORK/$stack.txt
