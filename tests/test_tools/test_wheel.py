@@ -176,7 +176,7 @@ def test_metadata_are_ready_for_an_index(installed):
         for line in told.get_all('Classifier')
         if ':: 3.' in line
     }
-    assert versions == {'3.11', '3.12', '3.13'}
+    assert versions == {'3.11', '3.12'}
     assert told['Requires-Python'] == '>=3.11'
 
 
