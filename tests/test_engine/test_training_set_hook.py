@@ -724,3 +724,41 @@ def test_testing_builds_no_training_set():
 
     runner = SimpleNamespace(_train_loop=dict(by_epoch=True), model=Part())
     TrainingSetHook().before_run(runner)
+
+
+# ------------------------------------------------ students with no loss or head
+
+
+def test_stopping_must_leave_something_to_learn(checked_run):
+    cfg = checked_run()
+    cfg.model.student_loss_weight = 0
+    stop = dict(type='mmrazor.StopDistillHook', stop_epoch=1)
+    cfg.custom_hooks.append(stop)
+    assert 'nothing would be left to learn' in refusal(cfg)
+
+
+def test_classes_of_a_student_without_a_head_are_not_evaluated(checked_run):
+    cfg = checked_run()
+    stages = dict(stages=dict(type='mmcakd.StageOutputs'))
+    reference = dict(recorder='stages', data_idx=3)
+    cfg.model.architecture.update(neck=None, head=None)
+    cfg.model.distiller = dict(
+        student_recorders=stages,
+        teacher_recorders=stages,
+        connectors=dict(
+            project=dict(
+                type='mmcakd.FitNetConnector',
+                inputs=dict(feature=dict(reference, from_student=True)),
+                shape_like=dict(reference, from_student=False),
+            )
+        ),
+        distill_losses=dict(loss_mimic=dict(type='mmcakd.MSELoss')),
+        loss_forward_mappings=dict(
+            loss_mimic=dict(
+                student=dict(connector='project'),
+                teacher=dict(reference, from_student=False),
+            )
+        ),
+    )
+    message = refusal(cfg)
+    assert 'has no head, but Accuracy evaluates its classes' in message
