@@ -164,7 +164,7 @@ def test_options_that_moved_are_shown_nowhere():
             assert not moved.search(document.read_text('utf-8')), document
 
 
-# -------------------------------------------------------------- adding a method
+# ------------------------------------------------------------ adding a method
 
 
 @pytest.fixture

@@ -726,7 +726,7 @@ def test_testing_builds_no_training_set():
     TrainingSetHook().before_run(runner)
 
 
-# ------------------------------------------------ students with no loss or head
+# ----------------------------------------------- students without loss or head
 
 
 def test_stopping_must_leave_something_to_learn(checked_run):
