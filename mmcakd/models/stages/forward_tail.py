@@ -137,25 +137,25 @@ class ForwardTail(Tail):
         started, ends = [], []
 
         def run(path, call, *args, **kwargs):
-            if not started:
-                if path in way:
-                    # It runs for a part of it, which is no call of its own.
-                    module = self.backbone.get_submodule(path)
-                    return module.forward(*args, **kwargs)
-                if path == self.start.source:
+            if started:
+                outputs = call(*args, **kwargs)
+                if path == self.end.source:
                     self._check_grad(has_grad)
-                    started.append(path)
-                    return feature
-                made = next(calls.get(path, iter(())), None)
-                if made is not None:
-                    batch = len(find_tensor((args, kwargs)))
-                    return fill(made, batch, tokens)
-            outputs = call(*args, **kwargs)
-            if path == self.end.source:
+                    ends.append(self.end.pick(outputs))
+                    raise EndReached
+                return outputs
+            if path == self.start.source:
                 self._check_grad(has_grad)
-                ends.append(self.end.pick(outputs))
-                raise EndReached
-            return outputs
+                started.append(path)
+                return feature
+            if path in way:
+                # Hooks on it are for the whole of it.
+                module = self.backbone.get_submodule(path)
+                return module.forward(*args, **kwargs)
+            made = next(calls.get(path, iter(())), None)
+            if made is None:
+                return call(*args, **kwargs)
+            return fill(made, len(find_tensor((args, kwargs))), tokens)
 
         way = parents(self.start.source)
         places = {*self.earlier, *way, self.start.source, self.end.source}
@@ -222,8 +222,9 @@ def beside(net: nn.Module, path: str) -> list[str]:
 
 
 def find_tensor(tree: Any) -> torch.Tensor | None:
-    """Find the first tensor among arguments."""
-    tensors = (x for x in tree_leaves(tree) if isinstance(x, torch.Tensor))
+    """Find the first tensor with a batch among arguments."""
+    leaves = tree_leaves(tree)
+    tensors = (x for x in leaves if isinstance(x, torch.Tensor) and x.ndim)
     return next(tensors, None)
 
 
@@ -259,9 +260,12 @@ def replaced_call(module: nn.Module, function: Callable) -> Iterator[None]:
     ``nn.Module.compile`` does to replace it.
     """
     compiled = module._compiled_call_impl
-    own = compiled or module._call_impl
-    module._compiled_call_impl = partial(function, own)
+    module._compiled_call_impl = partial(
+        function, compiled or module._call_impl
+    )
     try:
         yield
     finally:
-        module._compiled_call_impl = compiled
+        del module._compiled_call_impl
+        if compiled:
+            module._compiled_call_impl = compiled
