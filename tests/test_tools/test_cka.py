@@ -181,7 +181,7 @@ def test_same_seed_gives_the_same_values(plain, run, tmp_path):
         (['{cfg}'], 'names no checkpoint'),
         (['{tiny}'], 'needs the checkpoint of its student'),
         (['{ckpt}', '{cfg}'], 'follows no config'),
-        (['{tiny}', '{ckpt}'], 'the teacher has no weights'),
+        (['{tiny}', '{ckpt}'], 'teacher has no weights'),
         (['{cfg}', '{ckpt}', '--before', '{ckpt}'], '--before goes with one'),
         (['{cfg}', '{ckpt}'], '8 images, fewer than a batch of 32'),
         (['{cfg}', '{ckpt}', '--layers', 'no_such'], 'in no module of'),
