@@ -188,6 +188,16 @@ def test_teachers_that_see_the_images_are_shown(
     preprocessor = build_model(cfg.student, 'student').data_preprocessor
     shown = tool.teachers_in(cfg, preprocessor)
     assert [subject.name for subject in shown] == ['vit', 'twin']
+    # Each student with each of them.
+    for subject in (both := shown[:1] * 2 + shown):
+        subject.layers = ['layer']
+    panels = tool.make_panels(both, torch.zeros(4, 4))
+    assert [p.columns.name for p in panels[4:]] == [
+        'vit',
+        'vit',
+        'twin',
+        'twin',
+    ]
     printed = capsys.readouterr().out
     assert 'kept is left out' in printed and 'deep is left out' in printed
 

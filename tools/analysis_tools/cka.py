@@ -385,12 +385,14 @@ class Panel:
 
 
 def make_panels(subjects: list[Subject], cka: torch.Tensor) -> list[Panel]:
-    """Each model with itself, then each but the last with the last."""
+    """Each model with itself, then two models, or students with teachers."""
     sizes = [len(subject.layers) for subject in subjects]
     parts = [rows.split(sizes, dim=1) for rows in cka.split(sizes)]
-    last = len(subjects) - 1
-    pairs = [(i, i) for i in range(len(subjects))]
-    pairs += [(i, last) for i in range(last)]
+    count = len(subjects)
+    # A student is there twice, before and after.
+    first = min(2, count - 1)
+    pairs = [(i, i) for i in range(count)]
+    pairs += [(i, j) for j in range(first, count) for i in range(first)]
     return [Panel(subjects[i], subjects[j], parts[i][j]) for i, j in pairs]
 
 
