@@ -84,6 +84,90 @@ def test_processes_learn_what_one_learns_from_the_joint_batch(
     assert stopped == [False] * 6 + [True] * 2
 
 
+@pytest.fixture
+def make_unread(make_cfg, tiny):
+    """Two teachers that run and a stored one; nothing reads the head."""
+
+    def make(name: str, batch_size: int) -> Config:
+        stages = dict(stages=dict(type='mmcakd.StageOutputs'))
+        stored = [
+            [[[(3 * i + c) % 7 / 7] * 4] * 4 for c in range(16)]
+            for i in range(8)
+        ]
+        names = ('swin', 'vit', 'stored')
+        targets = {
+            each: dict(recorder='stages', teacher=each, data_idx=2)
+            for each in names
+        }
+        cfg = make_cfg(name, batch_size)
+        cfg.model = tiny.distillation(
+            architecture=tiny.classifier(tiny.convnext()),
+            teacher=None,
+            teacher_ckpt=None,
+            student_loss_weight=0,
+            teachers=dict(
+                swin=dict(model=tiny.classifier(tiny.swin()), ckpt='random'),
+                # Without a head.
+                vit=dict(
+                    model=tiny.vit(type='mmpretrain.VisionTransformer'),
+                    ckpt='random',
+                ),
+                stored=dict(
+                    type='mmcakd.InMemoryTargets',
+                    records=dict(stages={2: stored}),
+                ),
+            ),
+            distiller=dict(
+                student_recorders=stages,
+                teacher_recorders=dict.fromkeys(names, stages),
+                connectors={
+                    each: dict(
+                        type='mmcakd.FitNetConnector',
+                        inputs=dict(feature=tiny.record('stages', True, 2)),
+                        shape_like=target,
+                    )
+                    for each, target in targets.items()
+                },
+                distill_losses={
+                    f'loss_{each}': dict(type='mmcakd.MSELoss')
+                    for each in names
+                },
+                loss_forward_mappings={
+                    f'loss_{each}': dict(
+                        student=dict(connector=each), teacher=target
+                    )
+                    for each, target in targets.items()
+                },
+            ),
+        )
+        cfg.train_cfg.max_epochs = 2
+        cfg.custom_hooks = [dict(type='mmcakd.TrainingSetHook')]
+        return cfg
+
+    return make
+
+
+def test_processes_agree_on_several_teachers_and_an_unread_head(
+    make_unread, train_in_processes, read_states, assert_same_way
+):
+    train_in_processes(
+        one=(make_unread('one', 4), 1), two=(make_unread('two', 2), 2)
+    )
+    assert_same_way('one', 'two', 2, 4)
+    (start,), (end,) = (read_states('one', 1, step) for step in ('start', 3))
+    assert set(end['losses']) >= {
+        'distill.loss_swin',
+        'distill.loss_vit',
+        'distill.loss_stored',
+    }
+    # Whatever is trained gets a gradient, or DDP would wait for it.
+    parts = {name.split('.')[0] for name in end['weights']}
+    assert parts == {'architecture', 'distiller'}
+    for name, weight in end['weights'].items():
+        assert not name.startswith('architecture.head'), name
+        assert not torch.equal(weight, start['weights'][name]), name
+
+
 # ------------------------------------------------------------- equal shares
 
 

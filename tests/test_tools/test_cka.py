@@ -174,6 +174,34 @@ def test_same_seed_gives_the_same_values(plain, run, tmp_path):
     assert len(values) == 1
 
 
+def test_teachers_that_see_the_images_are_shown(
+    tool, tiny_config, teacher_ckpt, capsys
+):
+    cfg = Config.fromfile(tiny_config)
+    init_default_scope('mmpretrain')
+    live = dict(model=cfg.teacher, ckpt=str(teacher_ckpt))
+    stored = dict(type='mmcakd.InMemoryTargets', records=dict(x=[[0.0]]))
+    cfg.model.pop('teacher'), cfg.model.pop('teacher_ckpt')
+    cfg.model.teachers = dict(
+        vit=live, twin=live, deep=live | dict(inputs='depth'), kept=stored
+    )
+    preprocessor = build_model(cfg.student, 'student').data_preprocessor
+    shown = tool.teachers_in(cfg, preprocessor)
+    assert [subject.name for subject in shown] == ['vit', 'twin']
+    # Each student with each of them.
+    for subject in (both := shown[:1] * 2 + shown):
+        subject.layers = ['layer']
+    panels = tool.make_panels(both, torch.zeros(4, 4))
+    assert [p.columns.name for p in panels[4:]] == [
+        'vit',
+        'vit',
+        'twin',
+        'twin',
+    ]
+    printed = capsys.readouterr().out
+    assert 'kept is left out' in printed and 'deep is left out' in printed
+
+
 @pytest.mark.parametrize(
     'arguments, message',
     [
@@ -181,7 +209,7 @@ def test_same_seed_gives_the_same_values(plain, run, tmp_path):
         (['{cfg}'], 'names no checkpoint'),
         (['{tiny}'], 'needs the checkpoint of its student'),
         (['{ckpt}', '{cfg}'], 'follows no config'),
-        (['{tiny}', '{ckpt}'], 'the teacher has no weights'),
+        (['{tiny}', '{ckpt}'], 'teacher has no weights'),
         (['{cfg}', '{ckpt}', '--before', '{ckpt}'], '--before goes with one'),
         (['{cfg}', '{ckpt}'], '8 images, fewer than a batch of 32'),
         (['{cfg}', '{ckpt}', '--layers', 'no_such'], 'in no module of'),

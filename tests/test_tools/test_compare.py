@@ -189,18 +189,30 @@ def test_run_of_a_changed_config_is_refused(run, config, tmp_path):
     assert run(path, '--report-only')[0] == 0
 
 
+@pytest.mark.parametrize(
+    'teachers',
+    [
+        "teacher='resnet18', teacher_ckpt='{}'",
+        "teacher=dict(model='resnet18', ckpt='{}')",
+        # Whatever they are called.
+        "teachers=dict(teacher=dict(model='resnet18', ckpt='random'), "
+        "other=dict(model='resnet34', ckpt='{}'))",
+    ],
+)
 def test_run_of_changed_teacher_weights_is_refused(
-    tool, run, config, tmp_path
+    tool, run, config, tmp_path, teachers
 ):
     path, weights = config('a.py'), tmp_path / 'teacher.pth'
-    option = ('--cfg-options', f'model.teacher_ckpt={weights}')
+    with open(path, 'a') as file:
+        given = teachers.format(weights)
+        file.write(f"model.update(architecture='resnet18', {given})\n")
     weights.write_text('one')
-    assert run(path, *option)[0] == 0
-    assert run(path, *option)[0] == 0
+    assert run(path)[0] == 0
+    assert run(path)[0] == 0
     weights.write_text('another')
     # As in another process.
     tool.digest.cache_clear()
-    code, printed = run(path, *option)
+    code, printed = run(path)
     assert code == 1
     assert 'the weights of its teacher have changed' in printed
 

@@ -62,7 +62,7 @@ def test_all_of_a_distillation_is_shown(scalekd_config, run_tool):
         'student.loss │ LinearClsHead │ 0.5',
         'distill.loss_s4_frequency │ DualViewLoss │ 0.06',
         # cost
-        'teacher │ 0.00 G │',
+        'teachers │ 0.00 G │',
         'backward │ 0.0',
         'step ',
         # checks
@@ -170,14 +170,15 @@ def test_other_classes_of_a_teacher_matter_where_they_are_read(
     teacher = tiny.classifier(tiny.resnet(), classes=7)
     run = look(tiny.distillation(teacher=teacher, distiller=mimic(tiny)))
     found, status = tool.check_classes(run)
-    assert (run.compares_logits, status) == (False, tool.FINE)
-    assert found.startswith('student 5, teacher 7; nothing reads')
+    assert not run.compares_logits_of('teacher')
+    assert status == tool.FINE
+    assert found.startswith('student 5, teacher 7; no loss compares')
 
-    # A loss on distances between images, whatever is between them.
+    # A loss on distances between images compares no class with another.
     distiller = tiny.logit_kd()
     distiller['distill_losses']['loss_kd'] = dict(type='mmcakd.RKDLoss')
     run = look(tiny.distillation(teacher=teacher, distiller=distiller))
-    assert tool.check_classes(run) == ('student 5, teacher 7', tool.PROBLEM)
+    assert tool.check_classes(run) == (found, tool.FINE)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +250,86 @@ def test_only_losses_that_count_have_a_share(tool, look, tiny):
     # Five classes, hardly told apart by a student that knows nothing.
     assert losses['student.loss'] == pytest.approx(0.25 * 1.6, rel=0.5)
     losses = look(tiny.distillation(calculate_student_loss=False)).losses
-    assert losses['student.loss'] == 0
+    assert losses
+    assert not [name for name in losses if not name.startswith('distill.')]
+
+
+# ------------------------------------------------- teachers and students
+
+
+def test_two_teachers_that_run_and_a_stored_one(tool, look, tiny):
+    distiller = tiny.logit_kd()
+    logits = distiller['student_recorders']
+    student = tiny.record('logits', True)
+    names = ('swin', 'grey', 'stored')
+    run = look(
+        tiny.distillation(
+            distiller=dict(
+                student_recorders=logits,
+                teacher_recorders=dict.fromkeys(names, logits),
+                distill_losses={
+                    f'loss_{name}': dict(type='mmcakd.MSELoss')
+                    for name in names
+                },
+                loss_forward_mappings={
+                    f'loss_{name}': dict(
+                        student=student,
+                        teacher=dict(recorder='logits', teacher=name),
+                    )
+                    for name in names
+                },
+            ),
+            teachers=dict(
+                swin=dict(
+                    model=tiny.classifier(tiny.swin()), ckpt='nowhere.pth'
+                ),
+                grey=dict(
+                    model=tiny.classifier(tiny.resnet(in_channels=1)),
+                    ckpt='random',
+                    inputs='grey',
+                ),
+                stored=dict(
+                    type='mmcakd.InMemoryTargets',
+                    records=dict(logits=[[0.0] * tiny.classes] * 3),
+                ),
+            ),
+            data_preprocessor=dict(
+                type='mmcakd.NamedInputsPreprocessor',
+                image=dict(mean=[0.0] * 3, std=[1.0] * 3),
+                grey=dict(mean=[0.0], std=[1.0]),
+            ),
+        )
+        | dict(teacher=None, teacher_ckpt=None)
+    )
+    assert set(run.losses) == {'student.loss'} | {
+        f'distill.loss_{name}' for name in names
+    }
+    table = tool.models_table(run)
+    cells = [list(column.cells) for column in table.columns]
+    assert dict(zip(cells[0], cells[-1], strict=True)) == dict(
+        student='scratch', swin='nowhere.pth', grey='random', stored='a store'
+    )
+    found, status = tool.check_classes(run)
+    assert (found, status) == ('student 5, grey 5, swin 5', tool.FINE)
+    assert run.flops['connectors'] == 0 < run.flops['teachers']
+
+
+def test_bare_backbones_have_stages_and_no_classes(tool, look, tiny):
+    resnet = tiny.resnet(type='mmpretrain.ResNet')
+    swin = tiny.swin(type='mmpretrain.SwinTransformer')
+    run = look(
+        tiny.distillation(
+            architecture=resnet, teacher=swin, distiller=mimic(tiny)
+        )
+    )
+    assert set(run.losses) == {'distill.loss_s4'}
+    assert {whose: len(rows) for whose, rows in run.stages.items()} == dict(
+        student=4, teacher=4
+    )
+    expected = ('no model has a head', tool.FINE)
+    assert tool.check_classes(run) == expected
+    for table in (tool.losses_table, tool.cost_table, tool.stages_table):
+        table(run)
 
 
 # --------------------------------------------------------------------- FLOPs
@@ -291,7 +371,7 @@ def test_flops_of_a_frozen_tail_are_those_of_its_inputs_alone(look, tiny):
     project = 2 * 16 * 32 * 4 * 4
     trained = sum(student.values())
     assert run.flops == dict(
-        teacher=sum(teacher.values()),
+        teachers=sum(teacher.values()),
         student=trained,
         connectors=project + tail,
         # Images have no gradient.

@@ -6,7 +6,8 @@
 Of two configs the two models are compared, layer by layer: each with itself,
 and one with the other; a single plain one is compared with itself. A
 distillation config alone shows its student before and after, each with itself
-and with the teacher. Next to another config it stands for its student.
+and with each teacher that sees the images of the student. Next to another
+config it stands for its student.
 
 A checkpoint is one of a run or an exported one; a config that says
 `teacher_ckpt` needs none. Images are those that the first config tests on.
@@ -237,14 +238,12 @@ def teachers_in(cfg: Config, preprocessor: nn.Module) -> list[Subject]:
     subjects = []
     for name, source in teachers_of(cfg.model).items():
         if is_stored(source):
-            raise ValueError(
-                f'{name} is read from a store, and has no stages to compare'
-            )
+            print(f'{name} is left out: it is read from a store')
+            continue
         live = LiveTeacher(**source)
         if live.inputs != DEFAULT_INPUT:
-            raise ValueError(
-                f'{name} reads {live.inputs!r}, which the images here are not'
-            )
+            print(f'{name} is left out: it reads {live.inputs!r}')
+            continue
         if live.ckpt in (None, RANDOM):
             raise ValueError(
                 f'{name} has no weights: --cfg-options '
@@ -386,12 +385,14 @@ class Panel:
 
 
 def make_panels(subjects: list[Subject], cka: torch.Tensor) -> list[Panel]:
-    """Each model with itself, then each but the last with the last."""
+    """Each model with itself, then two models, or students with teachers."""
     sizes = [len(subject.layers) for subject in subjects]
     parts = [rows.split(sizes, dim=1) for rows in cka.split(sizes)]
-    last = len(subjects) - 1
-    pairs = [(i, i) for i in range(len(subjects))]
-    pairs += [(i, last) for i in range(last)]
+    count = len(subjects)
+    # A student is there twice, before and after.
+    first = min(2, count - 1)
+    pairs = [(i, i) for i in range(count)]
+    pairs += [(i, j) for j in range(first, count) for i in range(first)]
     return [Panel(subjects[i], subjects[j], parts[i][j]) for i, j in pairs]
 
 

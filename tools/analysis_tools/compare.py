@@ -193,9 +193,10 @@ def fingerprint(cfg: Config) -> dict:
     """Tell apart runs that are not meant to come out the same."""
     # A URL is as good as its content.
     digests = {n: digest(f) for n, f in weight_files(cfg.model).items()}
+    only = digests.keys() == {TEACHER}
     return dict(
         config=cfg.pretty_text,
-        teacher=digests.get(TEACHER, digests or None),
+        teacher=digests[TEACHER] if only else digests or None,
     )
 
 

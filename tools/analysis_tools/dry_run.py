@@ -189,10 +189,12 @@ class DryRun:
         self.classes: dict[str, int] = {}
         samples = describe_images(BATCH, self.size)
         for name, teacher in model.live_teachers.items():
-            teacher.register_forward_hook(self._note_classes(name))
+            teacher.register_forward_hook(
+                self._note_classes(name, teacher.model)
+            )
         with torch.no_grad():
             output = model.student.eval()(images, samples, mode='tensor')
-        self._note_classes(STUDENT)(model.student, images, output)
+        self._note_classes(STUDENT, model.student)(None, images, output)
         self.is_classifier = (
             has_head(model.student) and count_classes(output) is not None
         )
@@ -296,10 +298,12 @@ class DryRun:
             for whose, manager in distiller.recorders.items()
         }
 
-    def _note_classes(self, whose: str):
-        def note(network, inputs, output) -> None:
-            classes = count_classes(output) or classes_of_heads(network)
-            self.classes[whose] = classes
+    def _note_classes(self, whose: str, network: torch.nn.Module):
+        def note(module, inputs, output) -> None:
+            # Without a head it has features, which are no class scores.
+            if has_head(network):
+                classes = count_classes(output) or classes_of_heads(network)
+                self.classes[whose] = classes
 
         return note
 
@@ -365,7 +369,10 @@ def read_models(cfg: Config) -> tuple[dict, dict[str, dict]]:
 def classes_of_heads(network: torch.nn.Module) -> int:
     """Classes of a detector or segmentor; its RPN alone would have one."""
     return max(
-        (getattr(module, 'num_classes', 0) for module in network.modules()),
+        (
+            getattr(module, 'num_classes', None) or 0
+            for module in network.modules()
+        ),
         default=0,
     )
 
@@ -598,7 +605,7 @@ def check_split(cfg: Config, split: str, run: DryRun) -> tuple[str, str]:
     found = f'{len(dataset)} images, {" x ".join(map(str, size))}'
     if classes:
         found += f', {classes} classes'
-        if classes != run.classes[STUDENT]:
+        if classes != run.classes.get(STUDENT, classes):
             return f'{found}; the student has another number', PROBLEM
     # Detectors see images of any size.
     fixed = run.is_classifier and split == 'train'
@@ -609,7 +616,9 @@ def check_split(cfg: Config, split: str, run: DryRun) -> tuple[str, str]:
 
 def check_classes(run: DryRun) -> tuple[str, str]:
     """Compare the classes of the models, where it matters."""
-    student = run.classes[STUDENT]
+    if not run.classes:
+        return 'no model has a head', FINE
+    student = run.classes.get(STUDENT)
     found = ', '.join(f'{name} {n}' for name, n in run.classes.items())
     others = [name for name, n in run.classes.items() if n != student]
     if not others:
