@@ -59,6 +59,10 @@ def build_model(
     if isinstance(cfg.get('data_preprocessor'), dict):
         # MMPretrain's classifiers write their train_cfg into it.
         cfg['data_preprocessor'] = {**cfg['data_preprocessor']}
+    if cfg.get('_scope_') == 'mmcakd' and not _is_ours(cfg.get('type')):
+        # MMEngine says so of what stands in a base by `mmcakd::`, where plain
+        # names are those of the default scope as in any other config.
+        del cfg['_scope_']
     scope = find_scope(cfg.get('type'))
     if scope:
         # `mmpretrain.ImageClassifier` has plain names inside.
@@ -79,6 +83,10 @@ def build_model(
         # pre-trained weights. MMEngine would call its `init_weights` again.
         network.is_init = True
     return model
+
+
+def _is_ours(kind: type | str | None) -> bool:
+    return kind in MODELS.module_dict or find_scope(kind) == 'mmcakd'
 
 
 def find_scope(kind: type | str | None) -> str | None:

@@ -151,6 +151,19 @@ def test_bare_backbone_becomes_a_model_without_a_head(tiny):
     assert build_model(model.backbone, 'student').backbone is model.backbone
 
 
+@pytest.mark.parametrize('prefix', ['', 'mmpretrain.'])
+def test_model_in_a_base_of_mmcakd_is_of_its_own_package(tiny, prefix):
+    # As MMEngine reads `_base_ = 'mmcakd::...'`.
+    cfg = tiny.classifier(tiny.resnet()) | dict(
+        type=f'{prefix}ImageClassifier', _scope_='mmcakd'
+    )
+    for default in (None, 'mmpretrain'):
+        if default:
+            DefaultScope.get_instance('run', scope_name=default)
+        model = build_model(cfg, 'student')
+        assert type(model.backbone).__name__ == 'ResNet'
+
+
 def test_model_of_a_plain_name_is_no_backbone(tiny):
     cfg = tiny.classifier(tiny.resnet()) | dict(type='ImageClassifier')
     assert build_model(cfg, 'student').head is not None
