@@ -538,8 +538,13 @@ class CrossArchDistill(OfTheStudent, SingleTeacherDistill):
         """Whether something happens only where a model computes its losses.
 
         What functions return is recorded and delivered, and some of them are
-        called only there; so are some modules.
+        called only there; so are some modules. A model without a head
+        computes none.
         """
+        is_student = model == STUDENT
+        network = self.student if is_student else self.teachers[model].model
+        if not has_head(network):
+            return False
         recorders = self.distiller.recorders[model].recorders.values()
         return (
             model in self.computing_losses

@@ -101,6 +101,33 @@ def test_bare_backbones_are_student_and_teacher(tiny, bare):
     (model(images, None, mode='loss')['distill.loss_mimic']).backward()
 
 
+class Scale(nn.Module):
+    """A loss that reads what a function returned."""
+
+    def forward(self, student, own):
+        return student.mean() * own[-1].mean()
+
+
+@pytest.mark.parametrize('whose', ['student', 'teacher'])
+def test_functions_of_a_model_without_a_head_are_recorded(tiny, bare, whose):
+    kind = bare['architecture' if whose == 'student' else 'teacher']['type']
+    name = kind.removeprefix('mmpretrain.')
+    source = f'mmpretrain.models.backbones.{name}.forward'
+    distiller = bare['distiller']
+    distiller[f'{whose}_recorders'] = dict(
+        distiller[f'{whose}_recorders'],
+        own=dict(type='MethodOutputs', source=source),
+    )
+    distiller['distill_losses']['loss_own'] = dict(type=Scale)
+    distiller['loss_forward_mappings']['loss_own'] = dict(
+        student=dict(connector='project'),
+        own=tiny.record('own', whose == 'student'),
+    )
+    model = tiny.build(bare).train()
+    losses = model(tiny.batch()[0], blind(), mode='loss')
+    assert set(losses) == {'distill.loss_mimic', 'distill.loss_own'}
+
+
 def test_built_backbones_are_as_good(tiny, bare):
     torch.manual_seed(0)
     expected = tiny.build(bare)
