@@ -63,14 +63,15 @@ def run_example(algorithm: 'CrossArchDistill', step: ExampleStep) -> None:
     for name, teacher in algorithm.live_teachers.items():
         run = partial(teacher, step.inputs[teacher.inputs])
         outputs[name] = _run(name, run, step)
-        if graph.missing_records(step, name):
+        missing = graph.missing_records(step, name)
+        if missing and has_head(teacher.model):
             algorithm.computing_losses.add(name)
             _run_with_loss(name, run, teacher.model, outputs[name], step)
     learns = algorithm.student_trainable
     run = partial(student, images)
     with torch.set_grad_enabled(learns):
         outputs[STUDENT] = _run(STUDENT, run, step)
-        if graph.missing_records(step, STUDENT):
+        if graph.missing_records(step, STUDENT) and has_head(student):
             algorithm.computing_losses.add(STUDENT)
             _run_with_loss(STUDENT, run, student, outputs[STUDENT], step)
     if isinstance(student, BaseClassifier):

@@ -128,6 +128,30 @@ def test_functions_of_a_model_without_a_head_are_recorded(tiny, bare, whose):
     assert set(losses) == {'distill.loss_mimic', 'distill.loss_own'}
 
 
+@pytest.mark.parametrize('whose', ['student', 'teacher'])
+@pytest.mark.parametrize('out_type', ['cls_token', 'featmap'])
+def test_losses_of_a_model_without_a_head_are_missed_before_training(
+    tiny, bare, whose, out_type
+):
+    vit = typed(tiny.vit(out_type=out_type))
+    bare['architecture' if whose == 'student' else 'teacher'] = vit
+    distiller = bare['distiller']
+    distiller[f'{whose}_recorders'] = dict(
+        distiller[f'{whose}_recorders'],
+        own=dict(
+            type='MethodOutputs',
+            source='mmpretrain.models.heads.LinearClsHead.loss',
+        ),
+    )
+    distiller['distill_losses']['loss_own'] = dict(type=Scale)
+    distiller['loss_forward_mappings']['loss_own'] = dict(
+        student=dict(connector='project'),
+        own=tiny.record('own', whose == 'student'),
+    )
+    with pytest.raises(RuntimeError, match='recorders.own .* nothing'):
+        tiny.build(bare)
+
+
 def test_built_backbones_are_as_good(tiny, bare):
     torch.manual_seed(0)
     expected = tiny.build(bare)
