@@ -392,8 +392,7 @@ class CrossArchDistill(OfTheStudent, SingleTeacherDistill):
                 example_inputs(self),
                 partial(run_example, self),
             )
-            needs_loss = self.student_loss_counts or self._needs_loss(STUDENT)
-            if self.student_trainable and not needs_loss:
+            if self.student_trainable and not self.student_loss_counts:
                 freeze_unread(self.student, read)
 
     # ------------------------------------------------- what others ask for

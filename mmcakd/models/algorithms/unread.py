@@ -16,8 +16,8 @@ def freeze_unread(student: nn.Module, read: Sequence[torch.Tensor]) -> None:
 
     Args:
         student (nn.Module): Changed in place.
-        read (Sequence[Tensor]): All that losses and connectors read of it,
-            with its graph.
+        read (Sequence[Tensor]): All that trains it, with its graph; nothing
+            is frozen if this is not known.
     """
     trained = [p for p in student.parameters() if p.requires_grad]
     roots = [tensor.sum() for tensor in read if tensor.requires_grad]

@@ -338,8 +338,7 @@ class CrossArchDistiller(ConfigurableDistiller):
                 of the step that it gets.
 
         Returns:
-            list[Tensor]: What is read of the student, with its graph: records
-            and the outputs of connectors that hold it.
+            list[Tensor]: What trains the student, see :func:`try_graph`.
 
         Raises:
             ValueError: A connector or loss does not accept its inputs; the

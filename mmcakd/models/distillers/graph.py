@@ -254,6 +254,12 @@ class Graph:
         for behind in inputs.values():
             yield from self.records_behind(behind)
 
+    def connectors_behind(self, reference: Reference) -> list[str]:
+        """List the connectors with inputs that a reference comes from."""
+        if reference.connector not in self.connector_inputs:
+            return []
+        return self.sort([reference.connector])
+
     def holds_models(self, reference: Reference) -> bool:
         """Whether a connector behind a reference gets hold of the models."""
         inputs = self.connector_inputs.get(reference.connector, {})

@@ -12,7 +12,7 @@ from ..losses import is_of_mmrazor
 from ..stages import find_backbone
 from .errors import explain
 from .graph import Graph
-from .references import Reference
+from .references import STUDENT, Reference
 from .step import ExampleStep, Step
 
 UNTRAINED = (
@@ -31,8 +31,9 @@ def try_graph(graph: Graph, step: ExampleStep) -> list[torch.Tensor]:
         step (Step): An example batch, with its records.
 
     Returns:
-        list[Tensor]: What is read of the student, with its graph: records,
-        and the outputs of connectors that hold the models.
+        list[Tensor]: What trains the student, with its graph: records, and
+        the outputs of connectors that hold the models; none if an example
+        cannot tell.
 
     Raises:
         ValueError: A connector or loss does not accept its inputs.
@@ -96,12 +97,21 @@ def _try_loss(loss: nn.Module, inputs: dict[str, Any]) -> None:
             buffer.copy_(before[name])
 
 
-def _of_student(graph: Graph, step: Step) -> Iterator[Any]:
-    for reference in graph.references:
-        if reference.of_student and step.has(reference.record):
-            yield step[reference.record]
-        elif reference.connector in graph.attached:
-            yield step.outputs.get(reference.connector)
+def _of_student(graph: Graph, step: ExampleStep) -> Iterator[Any]:
+    """List what trains the student; nothing if not all of it is known."""
+    if STUDENT in step.left_out:
+        return
+    for name, mapping in graph.loss_inputs.items():
+        # Others are logged alone.
+        if 'loss' not in name:
+            continue
+        for reference in mapping.values():
+            for record in graph.records_behind(reference):
+                if record.of_student and step.has(record.record):
+                    yield step[record.record]
+            for connector in graph.connectors_behind(reference):
+                if connector in graph.attached:
+                    yield step.outputs.get(connector)
 
 
 def check_student_learns(graph: Graph, step: Step, student: nn.Module) -> None:

@@ -53,6 +53,13 @@ def features(tiny, stage: int = 3, **kwargs) -> dict:
     )
 
 
+class Spread(nn.Module):
+    """A figure of the student alone."""
+
+    def forward(self, logits):
+        return logits.var()
+
+
 def typed(backbone: dict) -> dict:
     return backbone | dict(type=f'mmpretrain.{backbone["type"]}')
 
@@ -326,6 +333,44 @@ def test_parts_that_nothing_reads_are_frozen_and_named(tiny, said):
     assert clone.student.head.fc.weight.dtype == torch.float64
     clone.load_state_dict(model.state_dict())
     model.init_weights()
+
+
+def test_part_that_is_only_logged_is_not_trained(tiny, said):
+    distiller = features(tiny, stage=2)
+    distiller['student_recorders']['logits'] = dict(type='mmcakd.Logits')
+    distiller['distill_losses']['spread'] = dict(type=Spread)
+    distiller['loss_forward_mappings']['spread'] = dict(
+        logits=tiny.record('logits', True)
+    )
+    with pytest.warns(UserWarning, match='spread'):
+        model = tiny.build_distillation(
+            distiller=distiller, student_loss_weight=0
+        ).train()
+    assert 'head.fc (2)' in said[0]
+    losses = model(tiny.batch()[0], blind(), mode='loss')
+    total, log = model.parse_losses(losses)
+    total.backward()
+    assert log['distill.spread'] > 0
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_unread_part_is_frozen_beside_a_delivery(tiny, said):
+    distiller = features(tiny, stage=2)
+    distiller['distill_deliveries'] = dict(
+        one_hot=dict(
+            type='FunctionOutputs',
+            func_path='mmpretrain.models.losses.label_smooth_loss'
+            '.convert_to_one_hot',
+            max_keep_data=1,
+        )
+    )
+    model = tiny.build_distillation(
+        distiller=distiller, student_loss_weight=0
+    ).train()
+    assert 'head.fc (2)' in said[0]
+    losses = model(*tiny.batch(), mode='loss')
+    losses['distill.loss_mimic'].backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_nothing_is_frozen_that_is_read(tiny, said):
