@@ -1,3 +1,4 @@
+from ..attention import attend
 from .assistant import AssistantConnector
 from .base import BaseConnector
 from .cap import CAPConnector
@@ -5,7 +6,7 @@ from .fitnet import FitNetConnector
 from .glp import GLPConnector
 from .inverse_pca import InversePCAConnector
 from .ofa_head import OFAHeadConnector
-from .pca import PCAConnector, attend
+from .pca import PCAConnector
 from .pooled_embedding import PooledEmbedding
 from .router import RouterConnector
 from .teacher_replay import TeacherReplay

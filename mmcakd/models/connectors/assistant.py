@@ -12,11 +12,11 @@ from torch import nn
 from mmcakd.arguments import Grid, NonNegativeInt, PositiveInt
 from mmcakd.registry import MODELS
 
+from ..functional import check_map, resize_map
 from ..stages import find_taps
 from ..teachers import Teacher
 from .base import BaseConnector
 from .receiver import Receiver
-from .utils import check_map, resize_map
 
 
 class LocalToGlobalProjector(BaseModule):

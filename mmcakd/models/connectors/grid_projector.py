@@ -4,8 +4,8 @@ import torch
 
 from mmcakd.arguments import Grid, PositiveInt
 
+from ..functional import check_map, resize_map
 from .base import BaseConnector
-from .utils import check_map, resize_map
 
 
 class GridProjector(BaseConnector):

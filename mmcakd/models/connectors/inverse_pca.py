@@ -7,11 +7,10 @@ from torch import nn
 from mmcakd.arguments import Fraction, PositiveInt
 from mmcakd.registry import MODELS
 
-from ..losses.pca_loss import Attended
-from ..recorders import QKV
+from ..attention import QKV, Attended, Target, check_qkv, split_heads
+from ..functional import check_map, resize_map
 from ..stages import to_tokens
-from .pca import PartialAttention, Target, Unit, check_qkv, split_heads
-from .utils import check_map, resize_map
+from .pca import PartialAttention, Unit
 
 
 @MODELS.register_module()

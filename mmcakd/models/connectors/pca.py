@@ -3,70 +3,24 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from mmcakd.arguments import Fraction, PositiveInt
 from mmcakd.registry import MODELS
 
-from ..losses.pca_loss import Attended
-from ..losses.utils import full_precision
-from ..recorders import QKV
+from ..attention import (
+    QKV,
+    Attended,
+    Target,
+    attend,
+    check_qkv,
+    split_heads,
+)
+from ..functional import check_map, resize_map
 from .base import BaseConnector
-from .utils import check_map, resize_map
 
-#: What of attention is compared.
-Target = Literal['output', 'prob', 'score']
 #: What is replaced at once.
 Unit = Literal['element', 'token', 'matrix']
-
-
-def attend(
-    qkv: QKV, target: Target = 'output', average_heads: bool = False
-) -> torch.Tensor:
-    """Compute attention by its plain formula, without position bias.
-
-    Args:
-        qkv (QKV): Queries, keys and values ``(N, heads, L, d)``. With
-            windows, attention stays inside them, and scores and
-            probabilities are those of each window: ``N`` counts windows,
-            ``L`` is their size, and pairs that do not meet are 0.
-        target (str): ``'output'`` for ``softmax(Q K' / sqrt(d)) V``,
-            ``'prob'`` for the softmax, ``'score'`` for ``Q K' / sqrt(d)``.
-        average_heads (bool): Whether to take the mean over the heads.
-
-    Returns:
-        Tensor: ``(N, heads, L, d)`` or ``(N, heads, L, L)``, without
-        ``heads`` if they are averaged; float32 where autocast is on.
-
-    Examples:
-        >>> import torch
-        >>> from mmcakd.models.connectors.pca import attend
-        >>> from mmcakd.models.recorders import QKV
-        >>> qkv = QKV(*torch.rand(3, 2, 4, 15, 8), grid=(3, 5))
-        >>> attend(qkv).shape, attend(qkv, 'score', True).shape
-        (torch.Size([2, 4, 15, 8]), torch.Size([2, 15, 15]))
-    """
-    with torch.autocast(qkv.q.device.type, enabled=False):
-        qkv = qkv.apply(full_precision)
-        mask = None
-        if qkv.windows is not None:
-            batch_size = len(qkv.q)
-            qkv = qkv.apply(qkv.windows.fold)
-            mask = qkv.windows.mask.repeat(batch_size, 1, 1).unsqueeze(1)
-        q, k, v = qkv[:3]
-        if target == 'output':
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-            if qkv.windows is not None:
-                out = qkv.windows.unfold(out)
-        else:
-            out = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
-            if mask is not None:
-                never = 0.0 if target == 'score' else -torch.inf
-                out = out.masked_fill(~mask, never)
-            if target == 'prob':
-                out = out.softmax(-1)
-        return out.mean(1) if average_heads else out
 
 
 class PartialAttention(BaseConnector):
@@ -316,28 +270,3 @@ class PCAConnector(PartialAttention):
         projected = self.project(resize_map(feature, qkv.grid))
         student = qkv._replace(**split_heads(projected, self.head_dims))
         return self.compare(student, qkv)
-
-
-def split_heads(
-    feature: torch.Tensor, head_dims: int
-) -> dict[str, torch.Tensor]:
-    """Split a map ``(N, 3 * heads * d, H, W)`` into q, k and v.
-
-    Returns:
-        dict[str, Tensor]: ``q``, ``k`` and ``v``, ``(N, heads, H * W, d)``.
-    """
-    qkv = feature.flatten(2).unflatten(1, (3, -1, head_dims))
-    return dict(zip('qkv', qkv.transpose(3, 4).unbind(1), strict=True))
-
-
-def check_qkv(qkv: QKV, name: str, whose: str) -> None:
-    """Check that an input is a record of queries, keys and values.
-
-    Raises:
-        ValueError: It is something else. The message names the input.
-    """
-    if not isinstance(qkv, QKV):
-        raise ValueError(
-            f"the input `{name}` must be the {whose}'s record of a recorder "
-            f"dict(type='mmcakd.QKV'), got {type(qkv).__name__}"
-        )

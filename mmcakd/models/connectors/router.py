@@ -8,8 +8,9 @@ from torch import nn
 
 from mmcakd.registry import MODELS
 
+from ..functional import check_map
 from .base import BaseConnector
-from .utils import check_map, check_stage_numbers, check_stages
+from .utils import check_stage_numbers, check_stages
 
 
 @MODELS.register_module()

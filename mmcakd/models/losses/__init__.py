@@ -1,3 +1,4 @@
+from ..attention import Attended
 from .adversarial_loss import AdversarialLoss
 from .binary_target_loss import BinaryTargetLoss, binary_target_loss
 from .cc_loss import CCLoss
@@ -8,7 +9,7 @@ from .dual_view_loss import DualViewLoss, frequency_view
 from .info_nce_loss import InfoNCELoss
 from .mse_loss import MSELoss
 from .ofa_loss import OFALoss, enhanced_targets
-from .pca_loss import Attended, PCALoss
+from .pca_loss import PCALoss
 from .rkd_loss import RKDLoss
 from .router_loss import RouterLoss
 from .soft_target_loss import SoftTargetLoss, soft_target_loss

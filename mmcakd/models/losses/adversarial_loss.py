@@ -8,8 +8,8 @@ from torch.func import functional_call
 from mmcakd.arguments import NonNegative
 from mmcakd.registry import MODELS
 
-from .pca_loss import Attended
-from .utils import full_precision
+from ..attention import Attended
+from ..functional import full_precision
 
 Feature = torch.Tensor | Attended
 

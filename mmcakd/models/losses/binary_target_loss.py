@@ -9,8 +9,9 @@ from torch import nn
 from mmcakd.arguments import NonNegative, Positive
 from mmcakd.registry import MODELS
 
+from ..functional import full_precision
 from .traits import ReadsLogits
-from .utils import check_logits, full_precision
+from .utils import check_logits
 
 
 def binary_target_loss(

@@ -6,8 +6,9 @@ from torch import nn
 from mmcakd.arguments import NonNegative
 from mmcakd.registry import MODELS
 
+from ..functional import full_precision
 from .traits import ComparesImages
-from .utils import check_same_shape, full_precision
+from .utils import check_same_shape
 
 
 @MODELS.register_module()

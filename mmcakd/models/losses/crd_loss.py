@@ -10,8 +10,9 @@ from torch import nn
 from mmcakd.arguments import NonNegative, Positive, PositiveInt, Rate
 from mmcakd.registry import MODELS
 
+from ..functional import full_precision
 from .traits import NeedsHardLabels
-from .utils import check_same_shape, full_precision
+from .utils import check_same_shape
 
 
 def nce_loss(log_scores: torch.Tensor, num_images: int) -> torch.Tensor:

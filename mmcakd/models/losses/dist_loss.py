@@ -6,8 +6,9 @@ from torch import nn
 from mmcakd.arguments import NonNegative, Positive
 from mmcakd.registry import MODELS
 
+from ..functional import full_precision
 from .traits import ComparesClasses, ComparesImages
-from .utils import check_same_classes, full_precision
+from .utils import check_same_classes
 
 #: Added to the product of two norms, as in the paper's code: correlations of
 #: columns that are next to zero everywhere count for less.

@@ -7,8 +7,9 @@ from torch import nn
 from mmcakd.arguments import NonNegative, Positive
 from mmcakd.registry import MODELS
 
+from ..functional import full_precision
 from .traits import ComparesClasses
-from .utils import check_same_classes, full_precision, target_classes
+from .utils import check_same_classes, target_classes
 
 
 def dkd_loss(

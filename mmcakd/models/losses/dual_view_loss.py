@@ -9,9 +9,10 @@ from torch import nn
 from mmcakd.arguments import NonNegative
 from mmcakd.registry import MODELS
 
+from ..functional import full_precision
 from ..stages import to_tokens
 from .traits import ComparesPlaces
-from .utils import check_same_shape, full_precision
+from .utils import check_same_shape
 
 #: Positions of a 7 x 7 grid, for which most published weights are meant.
 PUBLISHED_POSITIONS = 49

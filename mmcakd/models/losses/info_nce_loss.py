@@ -10,8 +10,9 @@ from torch import nn
 from mmcakd.arguments import NonNegative, Positive, PositiveOrInf
 from mmcakd.registry import MODELS
 
+from ..functional import full_precision, pooled
 from .traits import ComparesImages
-from .utils import check_same_shape, full_precision, pooled
+from .utils import check_same_shape
 
 
 class _GatherRows(torch.autograd.Function):

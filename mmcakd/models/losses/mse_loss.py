@@ -7,9 +7,10 @@ from torch import nn
 from mmcakd.arguments import NonNegative
 from mmcakd.registry import MODELS
 
+from ..functional import full_precision
 from ..stages import to_tokens
 from .traits import ComparesPlaces
-from .utils import check_same_shape, full_precision
+from .utils import check_same_shape
 
 
 @MODELS.register_module()

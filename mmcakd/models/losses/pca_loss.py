@@ -1,7 +1,5 @@
 """Distillation of attention: its result, and the affinity of values."""
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -9,21 +7,10 @@ from torch import nn
 from mmcakd.arguments import NonNegative
 from mmcakd.registry import MODELS
 
+from ..attention import Attended
+from ..functional import full_precision
 from .traits import ComparesPlaces
-from .utils import check_same_shape, full_precision
-
-
-class Attended(NamedTuple):
-    """What attention made of queries, keys and values.
-
-    Attributes:
-        attention (Tensor): Its output ``(N, heads, L, d)``, its probabilities
-            or scores ``(N, heads, L, L)``, or a mean over the heads.
-        value (Tensor): The values ``(N, heads, L, d)``.
-    """
-
-    attention: torch.Tensor
-    value: torch.Tensor
+from .utils import check_same_shape
 
 
 @MODELS.register_module()

@@ -7,8 +7,8 @@ from torch import nn
 from mmcakd.arguments import NonNegative
 from mmcakd.registry import MODELS
 
+from ..functional import pooled
 from .traits import ComparesImages
-from .utils import pooled
 
 
 def relations(feature: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,9 +11,10 @@ from torch import nn
 from mmcakd.arguments import NonNegative, PositiveInt, Rate
 from mmcakd.registry import MODELS
 
+from ..functional import full_precision
 from ..stages import to_tokens
 from .traits import ComparesPlaces
-from .utils import check_same_shape, full_precision
+from .utils import check_same_shape
 
 Pairs = Sequence[Sequence[torch.Tensor]]
 

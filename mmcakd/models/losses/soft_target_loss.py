@@ -9,8 +9,9 @@ from torch import nn
 from mmcakd.arguments import NonNegative, Positive
 from mmcakd.registry import MODELS
 
+from ..functional import full_precision
 from .traits import ComparesClasses
-from .utils import check_same_classes, full_precision
+from .utils import check_same_classes
 
 
 def soft_target_loss(

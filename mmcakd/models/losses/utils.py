@@ -5,32 +5,6 @@ from typing import Any
 import torch
 
 
-def full_precision(tensor: torch.Tensor) -> torch.Tensor:
-    """Lift half precisions to float32; leave float32 and float64 alone."""
-    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
-
-
-def pooled(feature: torch.Tensor) -> torch.Tensor:
-    """Average a map over its positions, in full precision.
-
-    Args:
-        feature (Tensor): ``(N, C, H, W)``, or pooled already, ``(N, C)``.
-
-    Returns:
-        Tensor: ``(N, C)``.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    if feature.ndim not in (2, 4):
-        raise ValueError(
-            'features should be (N, C) or maps (N, C, H, W), got '
-            f'{tuple(feature.shape)}'
-        )
-    feature = full_precision(feature)
-    return feature.mean((2, 3)) if feature.ndim == 4 else feature
-
-
 def check_same_shape(
     student: torch.Tensor, teacher: torch.Tensor, what: str, cure: str
 ) -> None:

@@ -1,4 +1,5 @@
-from .attention_recorder import QKV, QKVRecorder, Windows, find_windows
+from ..attention import QKV, Windows, find_windows
+from .attention_recorder import QKVRecorder
 from .logits_recorder import LogitsRecorder
 from .stage_outputs_recorder import StageOutputsRecorder, unknown_tap
 

@@ -1,8 +1,6 @@
 """Queries, keys and values of a self-attention block."""
 
-from collections.abc import Callable
-from functools import lru_cache, partial
-from typing import NamedTuple
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +14,8 @@ from torch import nn
 
 from mmcakd.registry import TASK_UTILS
 
+from ..attention import QKV, Grid, find_windows, split_rows
 from ..stages import find_backbone, find_family, read_grid
-
-Grid = tuple[int, int]
 
 #: Class name as in :data:`mmcakd.models.stages.FAMILIES` -> its attention.
 ATTENTIONS = dict(
@@ -31,117 +28,6 @@ OTHER_ATTENTIONS = dict(
     ViTEVA02='whose positions rotate queries and keys',
     SwinTransformerV2='whose attention compares by cosine',
 )
-
-
-class Windows(NamedTuple):
-    """The windows that bound attention on a grid of ``L`` tokens.
-
-    There are ``W`` windows of ``P`` places; places outside of the grid are
-    padding.
-
-    Attributes:
-        index (Tensor): The token at each place, ``(W, P)``; ``L`` for
-            padding.
-        places (Tensor): The place of each token, ``(L,)``, counted through
-            all windows.
-        mask (Tensor): Which places attend to which, ``(W, P, P)``: those of
-            tokens that lie together on the grid. Padding attends to itself.
-
-    Examples:
-        >>> import torch
-        >>> from mmcakd.models.recorders.attention_recorder import (
-        ...     find_windows)
-        >>> windows = find_windows((4, 6), size=2, shift=0, device='cpu')
-        >>> tokens = torch.rand(2, 8, 24, 16)
-        >>> windows.fold(tokens).shape
-        torch.Size([12, 8, 4, 16])
-        >>> torch.equal(windows.unfold(windows.fold(tokens)), tokens)
-        True
-    """
-
-    index: torch.Tensor
-    places: torch.Tensor
-    mask: torch.Tensor
-
-    def fold(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Fold the windows of ``(N, heads, L, d)`` into the batch.
-
-        Returns:
-            Tensor: ``(N * W, heads, P, d)``; zero at padding.
-        """
-        padded = F.pad(tokens, (0, 0, 0, 1))
-        places = padded.index_select(2, self.index.flatten())
-        folded = places.unflatten(2, self.index.shape)
-        return folded.transpose(1, 2).flatten(0, 1)
-
-    def unfold(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Undo :meth:`fold`, dropping what is at padding."""
-        places = tokens.unflatten(0, (-1, len(self.index))).transpose(1, 2)
-        return places.flatten(2, 3).index_select(2, self.places)
-
-
-@lru_cache(maxsize=64)
-def find_windows(
-    grid: Grid, size: int, shift: int, device: torch.device | str
-) -> Windows | None:
-    """Partition a grid as Swin does.
-
-    Args:
-        grid (tuple[int, int]): ``(H, W)``; padded at the bottom and right to
-            multiples of ``size``.
-        size (int): Side of the windows.
-        shift (int): How far the grid is rolled to the top left, as a torus.
-        device (torch.device): Where the result lives.
-
-    Returns:
-        Windows | None: None where every token attends to every other.
-    """
-    height, width = grid
-    length = height * width
-    index = torch.arange(length, device=device).view(height, width)
-    index = F.pad(index, (0, -width % size, 0, -height % size), value=length)
-    index = index.roll((-shift, -shift), (0, 1))
-    # What is rolled over an edge is no neighbour of what stands there.
-    rows, cols = (
-        torch.arange(side, device=device) >= side - shift
-        for side in index.shape
-    )
-    region = 2 * rows[:, None] + 1 * cols
-    region = region.masked_fill(index == length, -1)
-
-    def split(tokens: torch.Tensor) -> torch.Tensor:
-        tokens = tokens.unflatten(1, (-1, size)).unflatten(0, (-1, size))
-        return tokens.transpose(1, 2).reshape(-1, size * size)
-
-    index, region = split(index), split(region)
-    mask = region[:, :, None] == region[:, None, :]
-    if len(index) == 1 and mask.all():
-        return None
-    places = index.flatten().argsort()[:length]
-    return Windows(index, places, mask)
-
-
-class QKV(NamedTuple):
-    """Queries, keys and values of the patch tokens, row by row.
-
-    Attributes:
-        q (Tensor): ``(N, heads, H * W, d)``.
-        k (Tensor): The same shape.
-        v (Tensor): The same shape.
-        grid (tuple[int, int]): ``(H, W)``.
-        windows (Windows, optional): What bounds the attention; None where
-            every token attends to every other.
-    """
-
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
-    grid: Grid
-    windows: Windows | None = None
-
-    def apply(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> 'QKV':
-        """Apply a function to queries, keys and values."""
-        return self._replace(q=fn(self.q), k=fn(self.k), v=fn(self.v))
 
 
 @TASK_UTILS.register_module()
@@ -229,7 +115,7 @@ class QKVRecorder(ModuleOutputsRecorder):
     ) -> None:
         if not self.recording:
             return
-        qkv = _split_heads(outputs, num_heads)
+        qkv = split_rows(outputs, num_heads)
         height, width = self._grid
         if qkv.shape[3] != extra_tokens + height * width:
             raise ValueError(
@@ -259,13 +145,8 @@ class QKVRecorder(ModuleOutputsRecorder):
             shift = 0
         windows = find_windows(self._grid, size, shift, outputs.device)
         qkv = QKV(
-            *_split_heads(outputs, attention.w_msa.num_heads),
+            *split_rows(outputs, attention.w_msa.num_heads),
             self._grid,
             windows,
         )
         self._data_buffer.append(qkv.apply(windows.unfold) if windows else qkv)
-
-
-def _split_heads(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """``(N, L, 3 * heads * d)`` to ``(3, N, heads, L, d)``."""
-    return qkv.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)

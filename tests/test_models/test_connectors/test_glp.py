@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from mmcakd.models.connectors import GLPConnector
-from mmcakd.models.connectors.utils import resize_map
+from mmcakd.models.functional import resize_map
 
 GRIDS = [((14, 14), 16), ((7, 7), 4), ((10, 14), 12), ((4, 4), 1), ((1, 9), 3)]
 

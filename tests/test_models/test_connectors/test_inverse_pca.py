@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmcakd.models.connectors import InversePCAConnector
-from mmcakd.models.connectors.utils import resize_map
+from mmcakd.models.functional import resize_map
 from mmcakd.models.losses import PCALoss
 from mmcakd.models.recorders import QKV, find_windows
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from mmcakd.models.connectors import PCAConnector, attend
-from mmcakd.models.connectors.utils import resize_map
+from mmcakd.models.functional import resize_map
 from mmcakd.models.losses import PCALoss
 from mmcakd.models.recorders import QKV, find_windows
 
