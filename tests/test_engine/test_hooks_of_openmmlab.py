@@ -18,7 +18,7 @@ from mmpretrain.models.heads import ArcFaceClsHead
 from torch import nn
 
 from mmcakd.models.algorithms import CrossArchDistill
-from mmcakd.models.algorithms.cross_arch_distill import OF_THE_STUDENT
+from mmcakd.models.algorithms.of_the_student import OF_THE_STUDENT
 
 
 @pytest.fixture(autouse=True)

@@ -102,11 +102,13 @@ class Step:
         return _pick(reference, self.outputs[key])
 
     def has(self, record: Reference) -> bool:
-        """Whether a record is there."""
+        """Whether a record is there, be it of a form that cannot be read."""
         try:
             self[record]
         except RuntimeError:
             return False
+        except ValueError:
+            pass  # it is there, and says so when it is read
         return True
 
     def gather(self, references: Mapping[str, Reference]) -> dict[str, Any]:
