@@ -183,7 +183,7 @@ class DryRun:
         model, distiller = self.model, self.model.distiller
         inputs = {
             name: example_images(BATCH, self.size, example.shape[1])
-            for name, example in example_inputs(model).items()
+            for name, example in example_inputs(model, self.size).items()
         }
         images = inputs[DEFAULT_INPUT]
         self.classes: dict[str, int] = {}

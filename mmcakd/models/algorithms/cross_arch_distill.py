@@ -389,7 +389,7 @@ class CrossArchDistill(OfTheStudent, SingleTeacherDistill):
             read = self.distiller.prepare(
                 self.student,
                 self.teachers,
-                example_inputs(self),
+                example_inputs(self, self.input_size),
                 partial(run_example, self),
             )
             if self.student_trainable and not self.student_loss_counts:

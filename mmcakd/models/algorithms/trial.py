@@ -27,8 +27,15 @@ if TYPE_CHECKING:
     from .cross_arch_distill import CrossArchDistill
 
 
-def example_inputs(algorithm: 'CrossArchDistill') -> dict[str, torch.Tensor]:
-    """Make a few images of each input, normalised as in training."""
+def example_inputs(
+    algorithm: 'CrossArchDistill', size: tuple[int, int]
+) -> dict[str, torch.Tensor]:
+    """Make a few images of each input, normalised as in training.
+
+    Args:
+        algorithm (CrossArchDistill): The models that see them.
+        size (tuple[int, int]): Their size ``(H, W)``.
+    """
     count = max(2, algorithm.distiller.graph.min_images)
     readers: dict[str, Teacher | None] = {DEFAULT_INPUT: None}
     for teacher in algorithm.live_teachers.values():
@@ -38,7 +45,7 @@ def example_inputs(algorithm: 'CrossArchDistill') -> dict[str, torch.Tensor]:
     for name, teacher in readers.items():
         reads = algorithm.student if name == DEFAULT_INPUT else teacher.model
         channels = count_input_channels(reads) or 3
-        inputs = example_images(count, algorithm.input_size, channels)
+        inputs = example_images(count, size, channels)
         if teacher is not None and teacher.own is not None:
             # Made of pixels, since the teacher will undo what was done.
             normalise = read_normalisation(algorithm.preprocessor_of(teacher))
