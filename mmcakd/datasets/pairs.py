@@ -1,9 +1,8 @@
 """What can be known of paired inputs before anything is trained."""
 
-from collections.abc import Iterator
 from typing import Any
 
-from mmcakd.models.teachers.normalisation import list_steps
+from mmcakd.models.teachers.normalisation import list_pipelines, list_steps
 
 from .transforms import AnotherView, LoadPairedImage, SharedTransforms
 from .transforms.pipelines import (
@@ -31,29 +30,6 @@ def check_pairs(dataset: Any, *pipelines: Any) -> None:
     for inner, steps in list_pipelines(dataset):
         for pipeline in (steps, *map(list_steps, pipelines)):
             _check_pipeline(inner, pipeline)
-
-
-def list_pipelines(
-    dataset: Any, outer: tuple = ()
-) -> Iterator[tuple[Any, list]]:
-    """List the innermost data sets, and what is done to their samples.
-
-    Args:
-        dataset (Dataset): Of OpenMMLab, perhaps in wrappers, which may have a
-            pipeline, too.
-        outer (tuple): Steps that follow those of the data set.
-
-    Yields:
-        tuple[Dataset, list]: A data set and the steps of its pipeline.
-    """
-    # Its own: a wrapper may hand on what the inner one has.
-    own = getattr(dataset, '__dict__', {})
-    steps = (*list_steps(own.get('pipeline')), *outer)
-    inner = own.get('datasets', [own['dataset']] if 'dataset' in own else [])
-    if not inner:
-        yield dataset, list(steps)
-    for part in inner:
-        yield from list_pipelines(part, steps)
 
 
 def _check_pipeline(dataset: Any, steps: list) -> None:

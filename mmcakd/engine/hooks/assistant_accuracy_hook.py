@@ -99,12 +99,14 @@ class AssistantAccuracyHook(Hook):
         self._watching.close()
         distiller = unwrap(runner.model).distiller
         # The precision of the student's features.
-        with self._step as step, autocast(enabled=runner.val_loop.fp16):
-            for name, teacher in self._teachers(runner).items():
-                with step.recording(name):
-                    teacher(step.inputs[DEFAULT_INPUT])
-            output = distiller.run_connector(self.connector, step)
-        self._forget()
+        try:
+            with autocast(enabled=runner.val_loop.fp16):
+                for name, teacher in self._teachers(runner).items():
+                    with self._step.recording(name):
+                        teacher(self._step.inputs[DEFAULT_INPUT])
+                output = distiller.run_connector(self.connector, self._step)
+        finally:
+            self._forget()
         scores = output['logits'].float().softmax(1)
         self.metric.process(
             data_batch,
@@ -128,8 +130,8 @@ class AssistantAccuracyHook(Hook):
         """Drop the step, also of an iteration that failed."""
         self._watching.close()
         if self._step is not None:
-            with self._step:
-                self._step = None
+            self._step.drop()
+            self._step = None
 
     def after_val_epoch(
         self, runner: Runner, metrics: dict[str, float] | None = None

@@ -104,9 +104,7 @@ class TrainingSetHook(Hook):
             loader.dataset,
             *(
                 recipe['train_pipeline']
-                for hook in runner.hooks
-                if isinstance(hook, SwitchRecipeHook)
-                for recipe in hook.schedule.values()
+                for recipe in list_recipes(runner.hooks)
                 if 'train_pipeline' in recipe
             ),
         )
@@ -135,11 +133,19 @@ def check_switches(hooks: list[Hook], model: nn.Module) -> None:
     """
     asked = [model, getattr(model, 'data_preprocessor', None)]
     checks = [m.check_mixing for m in asked if hasattr(m, 'check_mixing')]
-    for hook in hooks:
-        if isinstance(hook, SwitchRecipeHook):
-            for recipe in hook.schedule.values():
-                for check in checks:
-                    check(recipe.get('batch_augments'))
+    for recipe in list_recipes(hooks):
+        for check in checks:
+            check(recipe.get('batch_augments'))
+
+
+def list_recipes(hooks: list[Hook]) -> list[dict]:
+    """List what MMPretrain's ``SwitchRecipeHook`` will switch to."""
+    return [
+        recipe
+        for hook in hooks
+        if isinstance(hook, SwitchRecipeHook)
+        for recipe in hook.schedule.values()
+    ]
 
 
 def check_stopping(hooks: list[Hook], model: nn.Module) -> None:

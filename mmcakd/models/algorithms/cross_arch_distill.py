@@ -235,12 +235,7 @@ class CrossArchDistill(OfTheStudent, SingleTeacherDistill):
         self.student.to(memory_format=self.student_memory_format)
         self.input_size = self._find_input_size(input_size)
         self._check_labels()
-        self.distiller.graph.check_heads(
-            {
-                STUDENT: self.student,
-                **{n: t.model for n, t in self.live_teachers.items()},
-            }
-        )
+        self.distiller.graph.check_heads(self._networks())
         self._prepare_distiller()
 
     # ------------------------------------------------------------- teachers
@@ -253,6 +248,11 @@ class CrossArchDistill(OfTheStudent, SingleTeacherDistill):
             for name, teacher in self.teachers.items()
             if isinstance(teacher, Teacher)
         }
+
+    def _networks(self) -> dict[str, nn.Module]:
+        """The student and the teachers that run, by name."""
+        teachers = {n: t.model for n, t in self.live_teachers.items()}
+        return {STUDENT: self.student, **teachers}
 
     def _modules_of_teachers(self) -> list[nn.Module]:
         return [
@@ -348,11 +348,8 @@ class CrossArchDistill(OfTheStudent, SingleTeacherDistill):
         meets = self.distiller.graph.logits_beside_labels()
         if self.student_loss_counts:
             meets.add(STUDENT)
-        networks = {
-            STUDENT: self.student,
-            **{name: t.model for name, t in self.live_teachers.items()},
-        }
-        return {n: model for n, model in networks.items() if n in meets}
+        networks = self._networks().items()
+        return {name: model for name, model in networks if name in meets}
 
     # -------------------------------------------------------------- example
 

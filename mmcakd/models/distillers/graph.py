@@ -38,6 +38,7 @@ class Graph:
         loss_inputs (dict[str, References]): What losses read.
 
     Attributes:
+        references (list[Reference]): All that connectors and losses read.
         order (list[str]): Connectors with inputs, each behind those it reads.
 
     Raises:
@@ -63,6 +64,7 @@ class Graph:
         self.attached = attached
         self.loss_inputs = loss_inputs
         self._check()
+        self.references = [reference for _, reference in self._references()]
         self.order = self.sort(connector_inputs)
 
     # ------------------------------------------------------------ checking
@@ -99,11 +101,6 @@ class Graph:
             for name, mapping in mappings.items():
                 for argument, reference in mapping.items():
                     yield f'{argument!r} of {kind} {name!r}', reference
-
-    @property
-    def references(self) -> list[Reference]:
-        """All that connectors and losses read."""
-        return [reference for _, reference in self._references()]
 
     def _check_reference(self, owner: str, reference: Reference) -> None:
         if reference.label is not None:

@@ -62,6 +62,10 @@ class Step:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self.drop()
+
+    def drop(self) -> None:
+        """Drop records, outputs and what was delivered."""
         self.outputs.clear()
         # MMRazor's recorders keep what they recorded until they record again:
         # memory, and a graph that makes the model impossible to copy.

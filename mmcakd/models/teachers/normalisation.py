@@ -274,8 +274,31 @@ def _one_by_one(transforms: Sequence[Any]) -> Iterator[Any]:
             yield transform
 
 
+def list_pipelines(
+    dataset: Any, outer: Sequence[Any] = ()
+) -> Iterator[tuple[Any, list]]:
+    """List the innermost data sets, and what is done to their samples.
+
+    Args:
+        dataset (Dataset): Of OpenMMLab, perhaps in wrappers, which may have a
+            pipeline, too.
+        outer (Sequence): Steps that follow those of the data set.
+
+    Yields:
+        tuple[Dataset, list]: A data set and the steps of its pipeline.
+    """
+    # Its own: a wrapper may hand on what the inner one has.
+    own = getattr(dataset, '__dict__', {})
+    steps = [*list_steps(own.get('pipeline')), *outer]
+    inner = own.get('datasets', [own['dataset']] if 'dataset' in own else [])
+    if not inner:
+        yield dataset, steps
+    for part in inner:
+        yield from list_pipelines(part, steps)
+
+
 def read_dataset(
-    dataset: Any, name: str = 'image', outer: Sequence[Any] = ()
+    dataset: Any, name: str = 'image'
 ) -> tuple[Normalisation, bool]:
     """Read how a data set normalises its images, and in what order they are.
 
@@ -283,8 +306,6 @@ def read_dataset(
         dataset (Dataset): A data set of OpenMMLab, perhaps in wrappers.
         name (str): The input that is meant, see :func:`read_pipeline`.
             Defaults to 'image'.
-        outer (Sequence): What a wrapper does to its samples afterwards.
-            Defaults to nothing.
 
     Returns:
         tuple[Normalisation, bool]: What its pipeline does, and whether it
@@ -293,21 +314,20 @@ def read_dataset(
     Raises:
         ValueError: Its images are not all treated alike.
     """
-    # Its own: a wrapper may hand on what the inner one has.
-    steps = [*list_steps(vars(dataset).get('pipeline')), *outer]
-    inner = getattr(dataset, 'datasets', None)
-    if inner is None and hasattr(dataset, 'dataset'):
-        inner = [dataset.dataset]
-    if not inner:
-        kinds = {cls.__name__ for cls in type(dataset).__mro__}
-        return read_pipeline(steps, name), 'CIFAR10' in kinds
-    found, *others = (read_dataset(part, name, steps) for part in inner)
+    found, *others = (
+        (read_pipeline(steps, name), _loads_rgb(inner))
+        for inner, steps in list_pipelines(dataset)
+    )
     if any(not _agree(found, other) for other in others):
         raise ValueError(
             'the data sets of the training set are not normalised alike: '
             'normalise in data_preprocessor, and not in their pipelines'
         )
     return found
+
+
+def _loads_rgb(dataset: Any) -> bool:
+    return 'CIFAR10' in {cls.__name__ for cls in type(dataset).__mro__}
 
 
 def _agree(
