@@ -99,7 +99,12 @@ def _try_loss(loss: nn.Module, inputs: dict[str, Any]) -> None:
 
 def _of_student(graph: Graph, step: ExampleStep) -> Iterator[Any]:
     """List what trains the student; nothing if not all of it is known."""
-    if STUDENT in step.left_out:
+    # One that holds the models and has no inputs runs where it is named.
+    is_held = any(
+        reference.recorder and reference.connector in graph.attached
+        for reference in graph.references
+    )
+    if is_held or STUDENT in step.left_out:
         return
     for name, mapping in graph.loss_inputs.items():
         # Others are logged alone.

@@ -12,6 +12,7 @@ from mmpretrain.models import ResNet
 from mmpretrain.structures import DataSample
 from torch import nn
 
+from mmcakd.models.connectors import BaseConnector
 from mmcakd.models.headless import pool_features
 from mmcakd.utils import export_student
 
@@ -402,6 +403,34 @@ def test_part_that_a_connector_holds_is_read(tiny, said):
     model = tiny.build_distillation(distiller=distiller, student_loss_weight=0)
     assert model.student.head.fc.weight.requires_grad
     assert not [line for line in said if 'head' in line]
+
+
+class OwnHead(BaseConnector):
+    """The head of the student, on a record that is sent through it."""
+
+    def attach(self, student, teacher):
+        object.__setattr__(self, 'head', student.head)
+
+    def forward(self, feature):
+        return self.head((feature.mean((2, 3)),))
+
+
+def test_part_that_a_connector_without_inputs_holds_is_read(tiny, said):
+    distiller = tiny.logit_kd()
+    distiller['student_recorders'] = dict(
+        stages=dict(type='mmcakd.StageOutputs')
+    )
+    distiller['connectors'] = dict(own=dict(type=OwnHead))
+    distiller['loss_forward_mappings']['loss_kd']['student'] = dict(
+        tiny.record('stages', True, 3), connector='own'
+    )
+    model = tiny.build_distillation(
+        distiller=distiller, student_loss_weight=0
+    ).train()
+    assert not said
+    losses = model(tiny.batch()[0], blind(), mode='loss')
+    losses['distill.loss_kd'].backward()
+    assert model.student.head.fc.weight.grad.any()
 
 
 def test_without_an_input_size_it_is_said_that_nothing_is_known(tiny, said):
